@@ -1,0 +1,56 @@
+# raybench: `make help` lists the targets.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+DEMO := demo
+# One torch thread a process: workers share the cores, and results then never depend on threads.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-slow lint format lock bench ui clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## create the environment from the lock, where it is missing or old
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@set -e; uv="$$(command -v uv || true)"; \
+	if [ -z "$$uv" ]; then \
+	  echo "uv is absent: installing it with pip into .uv/"; \
+	  python3 -m venv .uv && .uv/bin/pip --quiet install uv==$(UV_VERSION); uv=.uv/bin/uv; \
+	fi; \
+	[ -x $(BIN)/python ] || "$$uv" venv --quiet --python "$$(command -v python3)" $(VENV); \
+	"$$uv" pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
+	"$$uv" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	touch $@
+
+demo: setup      ## score the paper's six models on real handwritten digits; results in demo/
+	@$(BIN)/python jobs/score_digits.py --out $(DEMO)
+
+test: setup      ## the tests (no GPU, no downloads; about 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -q
+
+test-slow: setup ## the tests of half a minute or more each
+	$(BIN)/python -m pytest -q -m slow --timeout 900
+
+lint: setup      ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup    ## mend what ruff can mend
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock:            ## resolve the dependencies anew (needs uv)
+	uv pip compile --quiet --generate-hashes --no-header --universal --no-annotate \
+	  --no-emit-index-url --extra dev pyproject.toml -o requirements.lock
+
+bench: setup     ## measure overheads, engine and interval coverage; writes results/bench.json
+	$(BIN)/python tests/bench
+
+ui: setup        ## open the MLflow UI on the demo's runs
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/python -m mlflow ui \
+	  --backend-store-uri sqlite:///$(DEMO)/mlflow.db --host 127.0.0.1
+
+clean:           ## remove caches, the demo's results and build leftovers
+	rm -rf $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
