@@ -1,0 +1,1 @@
+"""Layer 0: protocols, specs, keys, the catalog and errors; everything else may import it."""
