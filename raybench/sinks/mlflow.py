@@ -1,0 +1,407 @@
+"""MLflow as a view of the results: one flat run per measurement, found again by its key.
+
+    tracker = open_tracker(None, Path("results"), "digits-lime")
+    tracker.start(key, model=model, dataset=dataset, reading="grid", params={"seed": 0})
+    tracker.step(key, 3, {"images_done": 96})
+    tracker.finish(row, [Path("results/scores.csv")])
+
+Only the driver calls it. Parquet is the record; a server that goes away costs one warning, and
+everything logged here can be pushed again from the stored results.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias
+
+from raybench.core.errors import RaybenchError, StoreError
+from raybench.core.results import ModelScore
+from raybench.core.types import DatasetInfo, ModelInfo
+from raybench.sinks.tracking import (
+    PROBE_S,
+    TrackingUnavailable,
+    calm,
+    probe,
+    reason,
+    redact,
+    source_commit,
+    ui_command,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+__all__ = [
+    "FINAL_METRICS",
+    "Tracker",
+    "TrackingUnavailable",
+    "open_tracker",
+    "redact",
+    "ui_command",
+]
+
+# Fields of `ModelScore` that become metrics of a finished run, under their own names.
+FINAL_METRICS = (
+    "score", "ci_low", "ci_high", "ri", "ri_low", "ri_high", "ri_over_model", "n", "unscored",
+    "queries", "images_per_second", "clean_accuracy", "clean_low", "clean_high", "mean_segments",
+    "r2", "degenerate_fraction",
+)  # fmt: skip
+
+_METRIC_NAME = re.compile(r"[\w./ :-]{1,250}")
+_TAG_LENGTH = 5000  # the length that every MLflow store promises to keep
+_FLUSH_METRICS = 200
+_FLUSH_S = 2.0
+
+_P = ParamSpec("_P")
+_Method: TypeAlias = Callable[Concatenate["Tracker", _P], None]
+
+
+def open_tracker(
+    uri: str | None,
+    out: Path,
+    experiment: str,
+    *,
+    warn: Callable[[str], None] | None = None,
+) -> "Tracker":
+    """Return a tracker that writes to `experiment`, created if it is missing.
+
+    Args:
+        uri: MLflow tracking URI (http, https, or a database); None is ``<out>/mlflow.db``, created
+            and migrated before this returns, with artifacts in ``<out>/mlartifacts``.
+        out: the output folder.
+        experiment: name of the MLflow experiment.
+        warn: gets the one sentence said when the server goes away later; default is the log.
+
+    Raises:
+        InputError: a URI that MLflow 3 cannot use, so that retrying cannot help.
+        TrackingUnavailable: no usable answer within seconds (MLflow's own retries take minutes).
+    """
+    local = out.resolve()
+    store = f"sqlite:///{(local / 'mlflow.db').as_posix()}" if uri is None else uri
+    # MLflow reports usage to its makers over the network unless told otherwise; what a user
+    # evaluates is private, and the demo promises no network. A user's own setting wins.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        artifacts = probe(store, local)
+        with calm(timeout_s=int(PROBE_S), retries=0), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # SQLAlchemy's, about MLflow
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=store)
+            experiment_id = _experiment(client, experiment, artifacts)
+    except RaybenchError:
+        raise
+    except Exception as error:  # the stores raise their drivers' own errors
+        raise TrackingUnavailable(
+            f"MLflow at {redact(store)} cannot be used: {reason(error)}; scores are kept in "
+            f"Parquet, and 'raybench sync {out}' pushes them later"
+        ) from error
+    say = warn or logging.getLogger(__name__).warning
+    return Tracker(client, experiment_id, redact(store), out, say)
+
+
+def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+    """Return the id of the experiment called `name`, made if need be."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            # Another driver may have made it since we looked; anything else shows again here.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingUnavailable(
+            f"the MLflow experiment {name!r} was deleted; bring it back with 'mlflow experiments "
+            f"restore --experiment-id {found.experiment_id}' or choose another --experiment"
+        )
+    return str(found.experiment_id)
+
+
+def _guarded(timeout_s: int, retries: int) -> Callable[[_Method[_P]], _Method[_P]]:
+    """Return a decorator: the method does nothing once the server is away, and never raises for it.
+
+    Errors of our own (a changed param, a non-finite number) pass: they are not the server's.
+    """
+
+    def decorate(method: _Method[_P]) -> _Method[_P]:
+        @functools.wraps(method)
+        def call(tracker: "Tracker", /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+            if tracker.unavailable is not None:
+                return
+            try:
+                with calm(timeout_s=timeout_s, retries=retries):
+                    method(tracker, *args, **kwargs)
+            except (RaybenchError, AssertionError):
+                raise
+            except Exception as error:  # noqa: BLE001 - stores raise their drivers' own errors
+                tracker.give_up(reason(error))
+
+        return call
+
+    return decorate
+
+
+class Tracker:
+    """Runs of one experiment. `unavailable` is the reason nothing is logged any more, else None."""
+
+    def __init__(
+        self,
+        client: "MlflowClient",
+        experiment_id: str,
+        uri: str,
+        out: Path,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.uri = uri
+        self.unavailable: str | None = None
+        self._client = client
+        self._experiment = experiment_id
+        self._out = out
+        self._warn = warn
+        self._runs: dict[str, str] = {}
+        self._pending: dict[str, list[Metric]] = {}
+        self._flushed = time.monotonic()
+
+    def give_up(self, why: str) -> None:
+        """Stop logging for good and say so once."""
+        self.unavailable = why
+        self._warn(
+            f"MLflow at {self.uri} went away ({why}); scoring goes on and results stay in "
+            f"Parquet: 'raybench sync {self._out}' pushes them later"
+        )
+
+    @_guarded(timeout_s=10, retries=1)
+    def start(
+        self,
+        key: str,
+        *,
+        model: ModelInfo,
+        dataset: DatasetInfo,
+        reading: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str] | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Open the run of measurement `key`, or take up the one that exists (refresh, resume).
+
+        Args:
+            key: digest of the measurement.
+            model: the model; becomes tags.
+            dataset: the images; becomes tags and the run's dataset input.
+            reading: canonical reading spec.
+            params: the identity of the measurement and nothing else: MLflow sets params once.
+            tags: further tags; may change at every refresh.
+            name: run name; default ``<model> · <reading>``.
+
+        Raises:
+            StoreError: the run holds other params, so it is not this measurement's.
+        """
+        name = name or f"{model.name} · {reading}"
+        run = self._find(key) or self._client.create_run(
+            self._experiment, tags={"raybench.key": key}, run_name=name
+        )
+        run_id = run.info.run_id
+        wanted = {param: redact(str(value)) for param, value in params.items()}
+        for param, value in wanted.items():
+            if run.data.params.get(param, value) != value:
+                raise StoreError(
+                    f"MLflow run {run_id} ({name}) records {param}={run.data.params[param]!r}, "
+                    f"refused {value!r}: params are the identity of a measurement, so a changed "
+                    "option needs a new key"
+                )
+        facts = {
+            **(tags or {}),
+            "raybench.access": model.access.name.lower(),
+            "raybench.model_fingerprint": model.fingerprint,
+            "raybench.data_fingerprint": dataset.fingerprint,
+            "raybench.reading": reading,
+            "raybench.status": "running",
+            "mlflow.source.name": "raybench",
+            "mlflow.note.content": f"{name} on {dataset.name}: not finished.",
+        }
+        commit = source_commit()
+        if commit is not None:
+            facts["mlflow.source.git.commit"] = commit
+        missing = {param: wanted[param] for param in wanted if param not in run.data.params}
+        self._runs[key] = run_id
+        self._client.update_run(run_id, status="RUNNING", name=name)
+        self._log(run_id, tags=facts, params=missing)
+        self._client.log_inputs(run_id, datasets=[_dataset_input(dataset)])
+        if "raybench.error" in run.data.tags:
+            self._client.delete_tag(run_id, "raybench.error")
+
+    @_guarded(timeout_s=5, retries=0)
+    def step(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Record progress of a started run at `step`; sent in batches, every two seconds at most.
+
+        Names must not be among `FINAL_METRICS`, whose only value is the published one.
+
+        Raises:
+            StoreError: a value that is not finite.
+        """
+        assert key in self._runs, f"step before start: {key}"
+        assert not set(metrics) & set(FINAL_METRICS), f"published at the end only: {set(metrics)}"
+        self._pending.setdefault(key, []).extend(_metrics(metrics, step))
+        full = sum(map(len, self._pending.values())) >= _FLUSH_METRICS
+        if full or time.monotonic() - self._flushed >= _FLUSH_S:
+            self._flush()
+
+    @_guarded(timeout_s=10, retries=1)
+    def finish(self, row: ModelScore, artifacts: Sequence[Path] = ()) -> None:
+        """Publish a complete `row` and close its run; `artifacts` replace those of the same name.
+
+        A metric that is None now but was published by an earlier refresh cannot be taken back in
+        MLflow; the tag ``raybench.withdrawn`` names it.
+
+        Raises:
+            StoreError: a value that is not finite, which MLflow would store as 1.8e308.
+        """
+        assert row.status == "complete", f"only complete rows are published, found {row.status}"
+        assert row.key in self._runs, f"finish before start: {row.key}"
+        values = {name: getattr(row, name) for name in FINAL_METRICS}
+        given = {name: float(value) for name, value in values.items() if value is not None}
+        final = _metrics(given, 0)
+        self._flush()
+        run_id = self._runs[row.key]
+        known = self._client.get_run(run_id).data.metrics
+        withdrawn = sorted(name for name in FINAL_METRICS if name in known and name not in given)
+        tags = {
+            "raybench.status": "complete",
+            "raybench.baseline": row.baseline or "none",
+            "raybench.withdrawn": ", ".join(withdrawn) or "none",
+            "raybench.warnings": " ".join(row.warnings) or "none",
+            "mlflow.note.content": _headline(row),
+        }
+        # A refresh that changes nothing adds no second point to the metric's history.
+        self._log(run_id, metrics=[m for m in final if known.get(m.key) != m.value], tags=tags)
+        for path in artifacts:
+            self._client.log_artifact(run_id, str(path))
+        self._client.set_terminated(run_id, "FINISHED")
+        del self._runs[row.key]
+
+    @_guarded(timeout_s=5, retries=0)
+    def fail(self, key: str, error: str) -> None:
+        """Close the run of `key` as FAILED, with the error as a tag."""
+        assert key in self._runs, f"fail before start: {key}"
+        self._flush()
+        self._log(
+            self._runs[key],
+            tags={
+                "raybench.status": "failed",
+                "raybench.error": error,
+                "mlflow.note.content": f"Failed: {error}",
+            },
+        )
+        self._client.set_terminated(self._runs.pop(key), "FAILED")
+
+    @_guarded(timeout_s=1, retries=0)
+    def kill(self, keys: Iterable[str]) -> None:
+        """Close the started runs among `keys` as KILLED; a later `start` takes them up again.
+
+        Quick, since ``ray job stop`` leaves three seconds: states first, unsent progress last.
+        """
+        started = [key for key in keys if key in self._runs]
+        for key in started:
+            self._client.set_terminated(self._runs[key], "KILLED")
+        for key in started:
+            self._client.set_tag(self._runs[key], "raybench.status", "killed")
+        self._flush()
+        for key in started:
+            del self._runs[key]
+
+    def abandon(self, error: str) -> None:
+        """Close every run that is still open as FAILED: the job itself failed with `error`."""
+        for key in list(self._runs):
+            self.fail(key, error)
+
+    def _find(self, key: str) -> "Run | None":
+        """Return the oldest live run tagged `key`, or None."""
+        found = self._client.search_runs(
+            [self._experiment],
+            filter_string=f"tags.`raybench.key` = '{key}'",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
+        return found[0] if found else None
+
+    def _flush(self) -> None:
+        """Send the buffered progress of every run."""
+        self._flushed = time.monotonic()
+        while self._pending:
+            key, metrics = self._pending.popitem()
+            self._log(self._runs[key], metrics=metrics)
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: "Sequence[Metric]" = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        from mlflow.entities import Param, RunTag
+
+        self._client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(name, value) for name, value in (params or {}).items()],
+            tags=[RunTag(name, _short(redact(value))) for name, value in (tags or {}).items()],
+        )
+
+
+def _short(text: str) -> str:
+    """Return `text`, its end replaced by an ellipsis where a tag could not hold it."""
+    return text if len(text) <= _TAG_LENGTH else text[: _TAG_LENGTH - 1] + "…"
+
+
+def _metrics(values: Mapping[str, float], step: int) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    for name, value in values.items():
+        assert _METRIC_NAME.fullmatch(name), f"MLflow refuses the metric name {name!r}"
+        if not math.isfinite(value):
+            raise StoreError(
+                f"metric {name} is {value}: only finite numbers are published (MLflow would store "
+                "1.8e308); the stored rows of this measurement are damaged, see 'raybench verify'"
+            )
+    return [Metric(name, float(value), now, step) for name, value in values.items()]
+
+
+def _dataset_input(dataset: DatasetInfo) -> Any:
+    """Return the MLflow entity of `dataset`; equal names and digests are one input in a run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(
+        name=dataset.name,
+        digest=dataset.fingerprint[:36],  # the longest digest MLflow takes
+        source_type="raybench",
+        source=json.dumps({"spec": redact(dataset.spec)}),
+        schema=json.dumps({"shape": dataset.shape, "num_classes": dataset.num_classes}),
+        profile=json.dumps({"images": dataset.size, "has_labels": dataset.has_labels}),
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "scoring")])
+
+
+def _headline(row: ModelScore) -> str:
+    """Return the sentence people read on the run's page."""
+    interval = ""
+    if row.ci_low is not None and row.ci_high is not None:
+        interval = f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
+    gain = "" if row.ri is None else f"; R.I. {row.ri:.4g} % against {row.baseline}"
+    return (
+        f"brittle-score **{row.score:.4g}**{interval} under reading `{row.reading}`, "
+        f"n = {row.n}{gain}. Lower = less brittle under this reading."
+    )

@@ -1,0 +1,276 @@
+"""A measurement's folder: its parts, and the manifest that says which of them make it whole.
+
+The manifest (``_manifest.json``) is written by the driver alone; parts are written by workers. A
+part that the manifest does not list yet (the driver died first) is adopted after all of it has been
+read. A score is published only from a complete manifest.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raybench.core.errors import StoreError
+from raybench.core.keys import digest
+from raybench.core.plan import Measurement, part_name
+from raybench.core.types import Shard
+from raybench.core.work import Receipt
+from raybench.sinks.parts import PartInfo, hash_file, inspect_part, read_part, write_atomically
+
+__all__ = [
+    "MANIFEST",
+    "Expected",
+    "Finding",
+    "Manifest",
+    "adopt",
+    "drop_strangers",
+    "find_manifests",
+    "load_rows",
+    "new_manifest",
+    "read_manifest",
+    "save_manifest",
+    "verify",
+    "with_receipts",
+]
+
+MANIFEST = "_manifest.json"
+_PART_NAME = re.compile(r"part-\d{6}-[0-9a-f]{16}\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A shard the measurement needs: index, part file name, rows, digest of its sample ids."""
+
+    index: int
+    file: str
+    rows: int
+    ids: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a measurement consists of and what of it is done.
+
+    Attributes:
+        measurement: `Measurement.describe()`.
+        shard_size: images in a shard.
+        shards: every shard it needs.
+        parts: file name -> facts of the committed part, with the queries and seconds it took (null
+            where a crash lost them).
+        failures: shard index -> last error, of the latest run.
+        environment: library versions of the latest run.
+        baseline, twins: what the latest run compared models with; see `metrics.brittle`.
+    """
+
+    measurement: dict[str, Any]
+    shard_size: int
+    shards: tuple[Expected, ...]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    baseline: str | None = None
+    twins: bool = True
+
+    @property
+    def missing(self) -> tuple[Expected, ...]:
+        """The shards without a committed part, in order."""
+        return tuple(shard for shard in self.shards if shard.file not in self.parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is committed."""
+        return not self.missing
+
+
+def new_manifest(
+    measurement: Measurement, shards: Sequence[Shard], shard_size: int, environment: dict[str, str]
+) -> Manifest:
+    """Return the manifest of a measurement of which nothing is done yet."""
+    key = measurement.key
+    expected = tuple(
+        Expected(
+            shard.index,
+            part_name(key, shard),
+            len(shard.ids),
+            digest(list(shard.ids)),
+        )
+        for shard in shards
+    )
+    return Manifest(
+        measurement=measurement.describe(),
+        shard_size=shard_size,
+        shards=expected,
+        environment=environment,
+    )
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically."""
+    content = {"schema": 1, "complete": manifest.complete} | asdict(manifest)
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest in `folder`.
+
+    Raises:
+        StoreError: it is absent or not a manifest of a version this raybench reads.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("schema") != 1:
+            raise StoreError(f"{path} was written by another version of raybench")
+        content.pop("complete")
+        content["shards"] = tuple(Expected(**shard) for shard in content["shards"])
+        manifest = Manifest(**content)
+        # Names come from a file that others may have written: they must not leave the folder.
+        odd = [shard.file for shard in manifest.shards if not _PART_NAME.fullmatch(shard.file)]
+        odd += [name for name in manifest.parts if not _PART_NAME.fullmatch(name)]
+        if odd:
+            raise StoreError(f"{path} is damaged: {odd[0]!r} is no name of a part")
+        return manifest
+    except FileNotFoundError as error:
+        raise StoreError(f"no manifest at {path}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged: {error}; move it away and score again") from error
+
+
+def find_manifests(out: Path) -> list[Path]:
+    """Return the folders below `out` that hold a manifest, sorted."""
+    return sorted(path.parent for path in (out / "rows").glob(f"*/*/*/*/{MANIFEST}"))
+
+
+def adopt(folder: Path, manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """Return the manifest brought in line with the folder, and a sentence for each surprise.
+
+    Listed parts that are gone or have changed size are struck out; parts on disk that are not
+    listed are read whole and listed. Damaged ones are removed, so that they are computed again.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    for shard in manifest.shards:
+        path = folder / shard.file
+        known = manifest.parts.get(shard.file)
+        try:
+            if known is not None and path.stat().st_size == known["size"]:
+                parts[shard.file] = known
+            elif path.exists():
+                parts[shard.file] = asdict(_inspect(path, shard)) | {
+                    "queries": None,
+                    "seconds": None,
+                }
+                if known is not None:
+                    raise StoreError(f"{shard.file} differs from its manifest")
+        except FileNotFoundError:
+            notes.append(f"{shard.file} has gone; it will be computed again")
+        except StoreError as error:
+            parts.pop(shard.file, None)
+            path.unlink(missing_ok=True)
+            notes.append(f"{error}; it will be computed again")
+    return replace(manifest, parts=parts), notes
+
+
+def _inspect(path: Path, shard: Expected) -> PartInfo:
+    info = inspect_part(path)
+    ids = read_part(path).column("sample_id").to_pylist()
+    if info.rows != shard.rows or digest(ids) != shard.ids:
+        raise StoreError(f"{path.name} holds other samples than its shard")
+    return info
+
+
+def drop_strangers(folder: Path, manifest: Manifest) -> None:
+    """Remove the parts of another shard size from a complete measurement's folder.
+
+    Readers open folders whole, and would count their rows twice. Only what the complete parts
+    replace is removed.
+    """
+    if manifest.complete:
+        for path in folder.glob("part-*.parquet"):
+            if path.name not in manifest.parts:
+                path.unlink(missing_ok=True)
+
+
+def with_receipts(manifest: Manifest, receipts: Iterable[Receipt]) -> Manifest:
+    """Return the manifest with the parts of `receipts` listed."""
+    parts = dict(manifest.parts)
+    for receipt in receipts:
+        known = parts.get(receipt.file)
+        if known is not None and receipt.queries == 0:
+            continue
+        parts[receipt.file] = {
+            "file": receipt.file,
+            "sha256": receipt.sha256,
+            "size": receipt.size,
+            "rows": receipt.rows,
+            "errors": receipt.errors,
+            "queries": receipt.queries or None,
+            "seconds": round(receipt.seconds, 6) or None,
+        }
+    return replace(manifest, parts=parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something `verify` found wrong: the shard, its file, and what."""
+
+    shard: int
+    file: str
+    problem: str
+
+
+def verify(folder: Path, manifest: Manifest) -> list[Finding]:
+    """Return what is wrong with the committed parts: bytes, rows, ids, schema. Reads all of them.
+
+    Shards that were never computed are not findings; they are ``manifest.missing``.
+    """
+    findings = []
+    schemas: set[str] = set()
+    for shard in manifest.shards:
+        known = manifest.parts.get(shard.file)
+        if known is None:
+            continue
+        path = folder / shard.file
+        try:
+            if not path.exists():
+                raise StoreError("the file has gone")
+            if hash_file(path) != known["sha256"]:
+                raise StoreError("its bytes differ from the manifest's sha256")
+            _inspect(path, shard)
+            table = read_part(path)
+            schemas.add(str(table.schema.remove_metadata()))
+            if len(schemas) > 1:
+                raise StoreError("its schema differs from the other parts'")
+        except StoreError as error:
+            findings.append(Finding(shard.index, shard.file, str(error)))
+    return findings
+
+
+def load_rows(folder: Path, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a complete measurement in shard order, every byte checked.
+
+    Raises:
+        StoreError: shards are missing, or a part is damaged.
+    """
+    if not manifest.complete:
+        raise StoreError(
+            f"{folder}: {len(manifest.missing)} of {len(manifest.shards)} shards are missing; "
+            "score again to compute them"
+        )
+    tables = []
+    for shard in manifest.shards:
+        if hash_file(folder / shard.file) != manifest.parts[shard.file]["sha256"]:
+            raise StoreError(
+                f"{shard.file} is damaged: its bytes differ from the manifest's sha256; "
+                "'raybench verify --repair' computes it again"
+            )
+        table = read_part(folder / shard.file)
+        if table.num_rows != shard.rows:
+            raise StoreError(f"{shard.file} has {table.num_rows} rows, expected {shard.rows}")
+        table = table.replace_schema_metadata(None)
+        tables.append(table if columns is None else table.select(list(columns)))
+    return pa.concat_tables(tables)
