@@ -47,7 +47,8 @@ sys.exit(code)
 
 
 def test_a_run_survives_the_loss_of_a_node(tmp_path: Path) -> None:
-    material = make_material(tmp_path / "material", images=36, rounds=60)
+    # Slow enough that seconds of work are left when the node goes: Ray takes two to notice.
+    material = make_material(tmp_path / "material", images=36, rounds=400)
     expected, out, log = tmp_path / "expected", tmp_path / "out", tmp_path / "stderr"
     assert main(command(material, expected, "--runner", "local", "--quiet")[3:]) == 0
     # Not tmp_path: Ray's sockets lie below, and their paths may have 107 characters.
