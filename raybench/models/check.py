@@ -7,7 +7,10 @@ from raybench.core.errors import OutputError
 from raybench.core.types import Access, Model
 from raybench.models.torch_model import unlimited
 
-__all__ = ["check_outputs"]
+__all__ = ["WARNING", "check_outputs"]
+
+WARNING = "warning"
+"""The detail of a `ModelInfo` that keeps what `check_outputs` warned of."""
 
 _SUM_TOLERANCE = 1e-4
 _SAME_TOLERANCE = 1e-3
@@ -18,7 +21,8 @@ def check_outputs(model: Model, images: Tensor) -> list[str]:
 
     The model is asked three times for N images and once for one. A lowered model is judged by what
     lies beneath, where wrong scores still show. Warnings: answers that change from one call to the
-    next, or with the other images of a batch.
+    next, or with the other images of a batch. They do not begin with the model's name: whoever
+    shows them says whose they are.
 
     Raises:
         OutputError: not [N, K], not finite, probabilities where logits were declared, or
@@ -65,30 +69,29 @@ def _check_labels(model: Model, images: Tensor) -> list[str]:
     if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
         raise OutputError(f"{name}: labels must be int64 in 0 to {classes - 1}")
     if not bool((model.labels(images) == labels).all()):
-        return [_varies(name, "its labels")]
+        return [_varies("its labels")]
     return []
 
 
 def _check_repeats(model: Model, images: Tensor) -> list[str]:
-    name = model.info.name
     first, second = model.probabilities(images), model.probabilities(images)
     alone = model.probabilities(images[:1])
     change = float((first - second).abs().max())
     if change > _SAME_TOLERANCE:
-        return [_varies(name, f"probabilities (by up to {change:.2g})")]
+        return [_varies(f"its probabilities (by up to {change:.2g})")]
     apart = float((first[:1] - alone).abs().max())
     if apart > _SAME_TOLERANCE:
         return [
-            f"{name}: the first image is answered differently alone and in a batch of "
-            f"{len(images)} (probabilities differ by {apart:.2g}); results depend on batching"
+            f"the first image is answered differently alone and in a batch of {len(images)} "
+            f"(probabilities differ by {apart:.2g}): results depend on batching"
         ]
     return []
 
 
-def _varies(name: str, what: str) -> str:
+def _varies(what: str) -> str:
     return (
-        f"{name}: asked twice about the same images, {what} changed: the model is randomised, and "
-        "its scores hold for one draw only"
+        f"asked twice about the same images, {what} changed: the model is randomised, and its "
+        "scores hold for one draw only"
     )
 
 

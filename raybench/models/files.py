@@ -16,6 +16,7 @@ from raybench.core.errors import RaybenchError, SpecError, near_miss
 from raybench.core.spec import Spec
 from raybench.core.types import Access, Model, ModelInfo
 from raybench.models import options as shared
+from raybench.models.programs import load_program, source_module
 from raybench.models.torch_model import LimitedModel, limit
 from raybench.models.weights import load_strictly, read_state
 from raybench.models.wrap import Facts, wrap
@@ -81,22 +82,18 @@ def load_exported(spec: Spec, *, device: str) -> Model:
     """Return the model of a torch.export program; its fingerprint is that of the file.
 
     Raises:
-        SpecError: absent, not such a program, one that takes something else than one image
-            tensor, or one exported for a fixed batch size.
+        SpecError: absent, not such a program, one that could run code (see
+            `raybench.models.programs`), one that takes something else than one image tensor, or
+            one exported for a fixed batch size.
     """
     options = shared.read(spec)
     path = _existing(spec)
-    try:
-        program = torch.export.load(path)
-    except Exception as error:
-        raise SpecError(
-            f"{spec}: {path.name} is not a readable torch.export program ({_first_line(error)})"
-        ) from error
+    program = load_program(path, spec)
     size = _program_shape(program, spec)
     facts = Facts(
         access=Access.GRADIENTS, shape=size, files=(path,), details=(("file", path.name),)
     )
-    return wrap(_Program(program.module()), spec, options, facts, device=device)
+    return wrap(_Program(source_module(program)), spec, options, facts, device=device)
 
 
 def load_python(spec: Spec, *, device: str) -> Model:

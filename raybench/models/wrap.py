@@ -17,9 +17,12 @@ from raybench.models.fingerprints import fingerprint_file, fingerprint_module
 from raybench.models.options import Options
 from raybench.models.torch_model import TorchModel, freeze, limit, resolve_device
 
-__all__ = ["Facts", "num_classes", "short_name", "wrap"]
+__all__ = ["FITTING", "Facts", "num_classes", "short_name", "size", "wrap"]
 
 _SIDES = (28, 32, 64, 224)
+
+FITTING = "input_sizes_that_work"
+"""The detail of a model whose input size was found by trial: the sizes that were tried and fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +61,14 @@ def wrap(module: nn.Module, spec: Spec, options: Options, facts: Facts, *, devic
     resolve_device(device)
     freeze(module.cpu())
     mean, std = options.mean or facts.mean, options.std or facts.std
-    declared = options.shape or facts.shape
-    shape = declared or find_shape(module, spec)
-    found = () if declared else (("input_shape", "found by trial, not declared"),)
+    shape, found = options.shape or facts.shape, tuple[tuple[str, str], ...]()
+    if shape is None:
+        fitting = find_shapes(module, spec)
+        shape = fitting[0]
+        found = (
+            ("input_shape", "found by trial, not declared"),
+            (FITTING, ", ".join(map(size, fitting))),
+        )
     if len(mean) not in (0, 1, shape[0]):
         raise SpecError(
             f"{spec}: mean and std need 1 or {shape[0]} values (one for each channel), "
@@ -118,38 +126,52 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def find_shape(module: nn.Module, spec: Spec) -> tuple[int, int, int]:
-    """Return the input shape that `module` takes, from its first weight and by trying sizes.
+def size(shape: tuple[int, int, int]) -> str:
+    """Return `shape` as specs spell it; ``any`` for what may be of any size."""
+    return "x".join(str(side) if side else "any" for side in shape)
 
-    A first linear layer of D inputs takes a square grey or RGB image; a first convolution fixes
-    the channels, and the sizes of `_SIDES` are tried with images of zeros: where 64 and another
-    work, any size does; of 28 and 32, grey networks are taken to want the first, RGB the second.
+
+def find_shapes(module: nn.Module, spec: Spec) -> list[tuple[int, int, int]]:
+    """Return the input shapes that `module` takes of those tried, the likeliest first.
+
+    Its first weight says what to try. A first linear layer of D inputs takes a square grey or RGB
+    image; a first convolution fixes the channels, and the sizes of `_SIDES` are tried with images
+    of zeros: where 64 and another work, any size does; of 28 and 32, grey networks are taken to
+    want the first, RGB the second. A network for a size that is not tried may pass for one of
+    another; the images of a job have the last word (`raybench.job`).
 
     Raises:
-        SpecError: nothing fits; it asks for ``shape``.
+        SpecError: nothing fits; it says what the last trial came to and asks for ``shape``.
     """
     first = next((w for w in module.state_dict().values() if w.ndim in (2, 4)), None)
+    fitting: list[tuple[int, int, int]] = []
+    reason = ""
+    for shape in _candidates(first):
+        misfit = _misfit(module, shape)
+        if misfit is None:
+            fitting.append(shape)
+        else:
+            reason = f" ({size(shape)} was the last tried: {misfit})"
+    if not fitting:
+        raise SpecError(
+            f"{spec}: the input shape cannot be found out from the network{reason}; give it as "
+            "shape=CxHxW, such as shape=3x32x32"
+        )
+    channels, sides = fitting[0][0], [shape[1] for shape in fitting]
+    # 28 and 32 may both fit a network for one of them, since strides round; 64 tells.
+    if 64 in sides and len(sides) > 1:
+        return [(channels, 0, 0)]
+    usual = 28 if channels == 1 else 32
+    return sorted(fitting, key=lambda shape: shape[1] != usual)
+
+
+def _candidates(first: Tensor | None) -> list[tuple[int, int, int]]:
     if first is not None and first.ndim == 2:
-        for channels in (1, 3):
-            side = int((first.shape[1] // channels) ** 0.5 + 0.5)
-            if channels * side * side == first.shape[1]:
-                found = (channels, side, side)
-                if _scores(module, found) is not None:
-                    return found
-    elif first is not None and first.shape[1] in (1, 3):
-        channels = int(first.shape[1])
-        fitting = [side for side in _SIDES if _scores(module, (channels, side, side)) is not None]
-        # 28 and 32 may both fit a network for one of them, since strides round; 64 tells.
-        if 64 in fitting and len(fitting) > 1:
-            return channels, 0, 0
-        usual = 28 if channels == 1 else 32
-        if fitting:
-            side = usual if usual in fitting else fitting[0]
-            return channels, side, side
-    raise SpecError(
-        f"{spec}: the input shape cannot be found out from the network; give it as "
-        "shape=CxHxW, such as shape=3x32x32"
-    )
+        squares = [(c, round((first.shape[1] // c) ** 0.5)) for c in (1, 3)]
+        return [(c, side, side) for c, side in squares if c * side * side == first.shape[1]]
+    if first is not None and first.shape[1] in (1, 3):
+        return [(int(first.shape[1]), side, side) for side in _SIDES]
+    return []
 
 
 def num_classes(
@@ -187,11 +209,14 @@ def num_classes(
     return classes
 
 
-def _scores(module: nn.Module, shape: tuple[int, int, int]) -> Tensor | None:
+def _misfit(module: nn.Module, shape: tuple[int, int, int]) -> str | None:
+    """Return why `module` does not give scores [2, K] of two images of zeros; None if it does."""
     try:
         with torch.no_grad():
             scores = module(torch.zeros(2, *shape))
-    except Exception:  # noqa: BLE001 - a size that does not fit may raise anything
+    except Exception as error:  # noqa: BLE001 - a size that does not fit may raise anything
+        return (str(error).strip() or repr(error)).splitlines()[-1]
+    if isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == 2:
         return None
-    fits = isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == 2
-    return scores if fits else None
+    found = list(scores.shape) if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+    return f"it returns {found}, expected a tensor [2, K]"

@@ -209,7 +209,10 @@ def test_a_checkpoint_without_weights_lists_its_keys(work: Path) -> None:
         ("python:toynets:mak", "toynets has no 'mak'; did you mean make"),
         ("python:toynets:value", "is a int, expected a factory"),
         ("python:toynet:make", "'toynet' cannot be imported"),
-        ("python:toynets:make", "cannot be found out from the network; give it as shape="),
+        (
+            "python:toynets:make",
+            r"cannot be found out from the network \(1x224x224.*multiplied.*256",
+        ),
         ("python:toynets:make?shape=1x9x9", "fails on two images of shape 1x9x9"),
         ("python:toynets:make?shape=1x8x8&classes=7", "classes=7 was declared.*returns 10"),
         ("python:toynets:make?shape=2x8x8", "expected 1 .grey. or 3 .RGB."),
