@@ -40,7 +40,9 @@ def _label(measurement: Measurement) -> str:
 class _Quiet:
     """Shows nothing at all."""
 
-    def begin(self, measurements: Sequence[Measurement], shards: int, done: Sequence[int]) -> None:
+    def begin(
+        self, measurements: Sequence[Measurement], shards: Sequence[int], done: Sequence[int]
+    ) -> None:
         del measurements, shards, done
 
     def event(self, event: Event) -> None:
@@ -62,7 +64,9 @@ class _Bars:
         self._bars: list[TaskID] = []
         self._speed: list[tuple[int, float]] = []
 
-    def begin(self, measurements: Sequence[Measurement], shards: int, done: Sequence[int]) -> None:
+    def begin(
+        self, measurements: Sequence[Measurement], shards: Sequence[int], done: Sequence[int]
+    ) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -73,9 +77,9 @@ class _Bars:
             TimeRemainingColumn(),
             console=self._console,
         )
-        for measurement, ready in zip(measurements, done, strict=True):
+        for measurement, total, ready in zip(measurements, shards, done, strict=True):
             bar = self._progress.add_task(
-                _label(measurement), total=shards, completed=ready, speed=""
+                _label(measurement), total=total, completed=ready, speed=""
             )
             self._bars.append(bar)
             self._speed.append((0, 0.0))
@@ -106,16 +110,18 @@ class _Lines:
 
     def __init__(self) -> None:
         self._labels: list[str] = []
-        self._shards = 0
+        self._shards: list[int] = []
         self._done: list[int] = []
         self._images = 0
         self._began = self._said = time.monotonic()
 
-    def begin(self, measurements: Sequence[Measurement], shards: int, done: Sequence[int]) -> None:
+    def begin(
+        self, measurements: Sequence[Measurement], shards: Sequence[int], done: Sequence[int]
+    ) -> None:
         self._labels = [_label(measurement) for measurement in measurements]
-        self._shards, self._done = shards, list(done)
+        self._shards, self._done = list(shards), list(done)
         self._began = time.monotonic()
-        self.note(f"{sum(done)} of {shards * len(done)} shards are there")
+        self.note(f"{sum(done)} of {sum(shards)} shards are there")
 
     def event(self, event: Event) -> None:
         if event.receipt is None:
@@ -126,13 +132,13 @@ class _Lines:
         self._done[index] += 1
         self._images += event.receipt.rows
         now = time.monotonic()
-        if now - self._said >= _LINE_EVERY_S or self._done[index] == self._shards:
+        if now - self._said >= _LINE_EVERY_S or self._done[index] == self._shards[index]:
             self._said = now
             speed = self._images / max(now - self._began, 1e-9)
-            left = self._shards * len(self._done) - sum(self._done)
+            left = sum(self._shards) - sum(self._done)
             per_shard = (now - self._began) / max(1, self._images / max(event.receipt.rows, 1))
             self.note(
-                f"{self._labels[index]}: {self._done[index]}/{self._shards} shards, "
+                f"{self._labels[index]}: {self._done[index]}/{self._shards[index]} shards, "
                 f"{speed:.1f} images/s, about {left * per_shard:.0f} s left in all"
             )
 

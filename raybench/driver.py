@@ -5,37 +5,34 @@ back from the parts, so that a score printed, logged or shown later is the same 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from raybench.config import ScoreConfig
-from raybench.core.errors import InputError, Interrupted, StoreError
+from raybench.config import AttackConfig, RunConfig, ScoreConfig
+from raybench.core.errors import InputError, Interrupted
 from raybench.core.plan import Measurement, Plan
 from raybench.core.results import ScoreTable
+from raybench.core.robustness import AttackTable
 from raybench.core.spec import parse
 from raybench.core.types import DatasetInfo, ModelInfo
 from raybench.core.work import Event, Outcome, Receipt, Task
 from raybench.job import Job, library_versions, result_folders
-from raybench.publish import table_key, write_reports
-from raybench.reports.summary import load_tables, save_labels, summarise
+from raybench.publish import Published, publish_scores
+from raybench.publish_attacks import publish_attacks
+from raybench.reports.summary import summarise
+from raybench.reports.truth import save_labels
 from raybench.runners.inprocess import run_in_process
 from raybench.runners.worker import WorkerFactory
 from raybench.signals import StopFlag, catch_signals
+from raybench.sinks.cuts import open_manifest
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker
-from raybench.sinks.store import (
-    Manifest,
-    adopt,
-    drop_strangers,
-    new_manifest,
-    read_manifest,
-    save_manifest,
-    with_receipts,
-)
+from raybench.sinks.store import Manifest, save_manifest, with_receipts
 
-__all__ = ["Display", "ScoreRun", "execute", "open_manifests", "sync"]
+__all__ = ["Display", "ScoreRun", "execute", "experiment_name", "open_manifests", "start_run"]
 
 _MANIFEST_EVERY_S = 5.0
 
@@ -43,8 +40,10 @@ _MANIFEST_EVERY_S = 5.0
 class Display(Protocol):
     """What a front end shows of a run; every method returns quickly."""
 
-    def begin(self, measurements: Sequence[Measurement], shards: int, done: Sequence[int]) -> None:
-        """Show a run of `shards` shards for each measurement, `done` of which are there."""
+    def begin(
+        self, measurements: Sequence[Measurement], shards: Sequence[int], done: Sequence[int]
+    ) -> None:
+        """Show a run: how many shards each measurement has, and how many of them are there."""
         ...
 
     def event(self, event: Event) -> None:
@@ -62,11 +61,11 @@ class Display(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRun:
-    """What a scoring run achieved.
+    """What a run achieved.
 
     Attributes:
         out: output folder.
-        tables: one ranked table for each reading.
+        tables: one ranked table for each reading, or for each budget of an attack.
         failures: (model, shard index, last error) of every shard that could not be scored.
         gave_up: why the run ended early, or None.
         files: reports written.
@@ -75,7 +74,7 @@ class ScoreRun:
     """
 
     out: Path
-    tables: tuple[ScoreTable, ...]
+    tables: tuple[ScoreTable | AttackTable, ...]
     failures: tuple[tuple[str, int, str], ...]
     gave_up: str | None
     files: tuple[Path, ...]
@@ -84,38 +83,32 @@ class ScoreRun:
 
     @property
     def exit_code(self) -> int:
-        """0 when every model has a score under every reading, else 3."""
+        """0 when every model has its score under every reading or attack, else 3."""
         whole = all(row.status == "complete" for table in self.tables for row in table.rows)
         return 0 if whole and not self.failures and not self.gave_up else 3
 
 
-def open_manifests(job: Job, *, resume: bool, say: Callable[[str], None]) -> list[Manifest]:
+def open_manifests(
+    job: Job, *, resume: bool, say: Callable[[str], None], compares: bool = True
+) -> list[Manifest]:
     """Return the manifest of each measurement, brought in line with the disk and saved.
 
     Args:
         job: the work.
         resume: keep what is computed; otherwise the parts of these measurements are removed.
         say: told of every surprise on disk.
+        compares: the job's models are compared, and its baseline is what later tables go by.
+            Otherwise what is stored of that stays, as when one model is repaired.
     """
     manifests = []
-    environment = library_versions()
+    environment, run = library_versions(), datetime.now(UTC).isoformat(timespec="microseconds")
     for measurement, folder in zip(job.plan.measurements, result_folders(job), strict=True):
-        fresh = new_manifest(measurement, job.shards, job.plan.shard_size, environment)
-        if not resume:
-            for shard in fresh.shards:
-                (folder / shard.file).unlink(missing_ok=True)
-        known = fresh
-        try:
-            old = read_manifest(folder)
-            files = {shard.file for shard in fresh.shards}
-            # Another shard size names other parts; theirs stay on disk but are not this job's.
-            kept = {name: part for name, part in old.parts.items() if name in files}
-            known = replace(fresh, parts=kept if resume else {})
-        except StoreError as error:
-            if (folder / "_manifest.json").exists():
-                say(f"{error}; the parts beside it are read again")
-        known = replace(known, baseline=job.baseline, twins=job.twins)
-        manifest, notes = adopt(folder, known)
+        manifest, notes = open_manifest(
+            folder, measurement, job.dataset.ids, job.plan.shard_size, resume=resume
+        )
+        manifest = replace(manifest, environment=environment)
+        if compares:
+            manifest = replace(manifest, baseline=job.baseline, twins=job.twins, run=run)
         for note in notes:
             say(f"{measurement.model.name}: {note}")
         save_manifest(folder, manifest)
@@ -123,8 +116,12 @@ def open_manifests(job: Job, *, resume: bool, say: Callable[[str], None]) -> lis
     return manifests
 
 
-def execute(job: Job, config: ScoreConfig, display: Display, flag: StopFlag) -> ScoreRun:
+def execute(
+    job: Job, config: RunConfig, display: Display, flag: StopFlag, *, compares: bool = True
+) -> ScoreRun:
     """Compute what is missing of `job`, then publish every complete measurement.
+
+    `compares` is for `open_manifests`.
 
     Raises:
         Interrupted: the run was asked to stop; committed shards stay, MLflow runs are KILLED.
@@ -141,7 +138,9 @@ def execute(job: Job, config: ScoreConfig, display: Display, flag: StopFlag) -> 
     # it has put its actors away; before and after, where seconds pass in MLflow, they raise.
     try:
         with catch_signals(flag, at_once=True):
-            manifests = open_manifests(job, resume=config.resume, say=display.note)
+            manifests = open_manifests(
+                job, resume=config.resume, say=display.note, compares=compares
+            )
             _keep_labels(job)
             tracker = _open_tracker(config, job.dataset.info, out, display.note)
             tasks = _missing_tasks(job.plan, manifests)
@@ -181,8 +180,9 @@ def _stopped(job: Job, book: "_Book | None", tracker: Tracker | None) -> None:
 
 
 def _begin(display: Display, job: Job, manifests: Sequence[Manifest]) -> None:
-    done = [len(manifest.shards) - len(manifest.missing) for manifest in manifests]
-    display.begin(job.plan.measurements, len(job.shards), done)
+    shards = [len(manifest.shards) for manifest in manifests]
+    done = [len(manifest.parts) for manifest in manifests]
+    display.begin(job.plan.measurements, shards, done)
 
 
 def _listener(display: Display, book: "_Book") -> Callable[[Event], None]:
@@ -195,7 +195,7 @@ def _listener(display: Display, book: "_Book") -> Callable[[Event], None]:
 
 
 def _run(
-    config: ScoreConfig,
+    config: RunConfig,
     job: Job,
     tasks: Sequence[Task],
     listen: Callable[[Event], None],
@@ -221,7 +221,7 @@ def _run(
 
 def _missing_tasks(plan: Plan, manifests: Sequence[Manifest]) -> list[Task]:
     return [
-        Task(index, shard.index, measurement.model.fingerprint)
+        Task(index, shard.index, measurement.model.fingerprint, manifest.shard_size)
         for index, (measurement, manifest) in enumerate(
             zip(plan.measurements, manifests, strict=True)
         )
@@ -277,7 +277,6 @@ class _Book:
             if failures != self.manifests[index].failures:
                 self.manifests[index] = replace(self.manifests[index], failures=failures)
                 save_manifest(folder, self.manifests[index])
-            drop_strangers(folder, self.manifests[index])
 
 
 def _keep_labels(job: Job) -> None:
@@ -290,18 +289,27 @@ def _keep_labels(job: Job) -> None:
 
 
 def _open_tracker(
-    config: ScoreConfig, dataset: DatasetInfo, out: Path, say: Callable[[str], None]
+    config: RunConfig, dataset: DatasetInfo, out: Path, say: Callable[[str], None]
 ) -> Tracker | None:
     try:
         return open_tracker(
-            config.tracking_uri, out, config.experiment or f"{dataset.name}-lime", warn=say
+            config.tracking_uri,
+            out,
+            config.experiment
+            or experiment_name(dataset, "attack" if isinstance(config, AttackConfig) else "lime"),
+            warn=say,
         )
     except TrackingUnavailable as error:
         say(str(error))
         return None
 
 
-def _start_run(
+def experiment_name(dataset: DatasetInfo, family: str) -> str:
+    """Return the experiment of a dataset: scores and attacks have metrics of their own."""
+    return f"{dataset.name}-{'attack' if family == 'attack' else 'lime'}"
+
+
+def start_run(
     tracker: Tracker, key: str, model: ModelInfo, dataset: DatasetInfo, evaluation: str, seed: int
 ) -> None:
     """Open or take up a run; its params are what makes it itself, as columns people can sort by."""
@@ -326,7 +334,7 @@ def _start_run(
 def _start_runs(tracker: Tracker, job: Job) -> None:
     for measurement in job.plan.measurements:
         evaluation = measurement.evaluation.canonical()
-        _start_run(
+        start_run(
             tracker,
             measurement.key,
             measurement.model,
@@ -337,15 +345,18 @@ def _start_runs(tracker: Tracker, job: Job) -> None:
 
 
 def _publish(
-    job: Job, config: ScoreConfig, outcome: Outcome, tracker: Tracker | None, computed: int
+    job: Job, config: RunConfig, outcome: Outcome, tracker: Tracker | None, computed: int
 ) -> ScoreRun:
-    out = Path(job.plan.out)
-    tables = summarise(out, result_folders(job), baseline=config.baseline, rank_by=config.rank_by)
-    files = write_reports(out, tables, job.dataset)
+    out, folders = Path(job.plan.out), result_folders(job)
+    if isinstance(config, ScoreConfig):
+        tables = summarise(out, folders, baseline=config.baseline, rank_by=config.rank_by)
+        published = publish_scores(out, tables, job.dataset)
+    else:
+        published = publish_attacks(out, folders)
     if tracker is not None:
         if not computed:
             _start_runs(tracker, job)
-        _finish_runs(tracker, tables, files)
+        _finish_runs(tracker, published)
     failures = tuple(
         (job.plan.measurements[task.measurement].model.name, task.shard, error)
         for task, error in sorted(outcome.failures.items())
@@ -353,55 +364,18 @@ def _publish(
     reachable = tracker is not None and tracker.unavailable is None
     return ScoreRun(
         out=out,
-        tables=tuple(tables),
+        tables=published.tables,
         failures=failures,
         gave_up=outcome.gave_up,
-        files=tuple(path for paths in files.values() for path in paths),
+        files=published.files,
         tracking_uri=tracker.uri if tracker is not None and reachable else None,
         computed=computed,
     )
 
 
-def _finish_runs(
-    tracker: Tracker, tables: Sequence[ScoreTable], files: Mapping[str, Sequence[Path]]
-) -> None:
-    for table in tables:
-        for row in table.rows:
-            if row.status == "complete":
-                tracker.finish(row, files[table_key(table)])
-            else:
-                tracker.fail(row.key, row.error or row.status)
-
-
-def sync(
-    out: Path,
-    *,
-    tracking_uri: str | None,
-    experiment: str | None,
-    baseline: str | None,
-    rank_by: str,
-    say: Callable[[str], None],
-) -> str:
-    """Push every complete measurement below `out` to MLflow, and return where (no credentials).
-
-    Raises:
-        StoreError: `out` holds no results.
-        TrackingUnavailable: the server does not answer.
-    """
-    tables = load_tables(out, baseline, rank_by)
-    files = write_reports(out, tables, None)
-    where = ""
-    for table in tables:
-        name = experiment or f"{table.dataset.name}-lime"
-        tracker = open_tracker(tracking_uri, out, name, warn=say)
-        where = tracker.uri
-        for row in table.rows:
-            if row.status == "complete":
-                # Tables tell namesakes apart; runs keep the name that is part of their key.
-                stored = read_manifest(out / row.folder).measurement["model"]["name"]
-                model = replace(row.model, name=stored)
-                _start_run(tracker, row.key, model, table.dataset, row.reading, table.seed)
-                tracker.finish(row, files[table_key(table)])
-        if tracker.unavailable is not None:
-            raise TrackingUnavailable(f"MLflow at {where} went away: {tracker.unavailable}")
-    return where
+def _finish_runs(tracker: Tracker, published: Published) -> None:
+    for row, files in published.rows:
+        if row.status == "complete":
+            tracker.finish(row, files)
+        else:
+            tracker.fail(row.key, row.error or row.status)

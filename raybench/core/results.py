@@ -32,6 +32,8 @@ class ModelScore:
             in, with its 95 % bootstrap interval; see `normalised_by`.
         normalised_by: the reading that `normalised` comes from: this one's own (geometric mean of
             the margin's ||w||_1 over the margin) or the flip radius.
+        normalised_queries: images the model was asked about for it, where that is another reading:
+            they come on top of `queries`.
         temperature_half, temperature_double: the score if the logits were halved or doubled, which
             changes no prediction (spec 01 T7).
         matched: the score at the temperature where the mean confidence is 0.9; None out of range.
@@ -40,7 +42,8 @@ class ModelScore:
         tied: names of models whose paired 95 % interval of the difference contains zero.
         n: images scored.  unscored: images that failed (they count in no mean).
         clean_accuracy: fraction right where labels exist, with Wilson 95 % bounds.
-        queries: images the model was asked about over the whole measurement.
+        queries: images the model was asked about over the whole measurement of this reading, those
+            included that only fill up a batch.
         images_per_second: dataset images scored per second of worker time; None where unknown.
         mean_segments: mean d.  degenerate_fraction: share of images with fewer than 5 segments.
         r2: mean weighted R-squared of the local fits.
@@ -68,6 +71,7 @@ class ModelScore:
     normalised_low: float | None = None
     normalised_high: float | None = None
     normalised_by: str | None = None
+    normalised_queries: int | None = None
     temperature_half: float | None = None
     temperature_double: float | None = None
     matched: float | None = None

@@ -16,11 +16,20 @@ __all__ = ["Event", "Outcome", "Receipt", "Resources", "Runner", "Task", "Worker
 
 @dataclass(frozen=True, slots=True, order=True)
 class Task:
-    """One shard of one measurement. `resident` names the model a worker must hold to run it."""
+    """One shard of one measurement.
+
+    Attributes:
+        measurement: its index in the plan.
+        shard: index of the shard.
+        resident: names the model a worker must hold to run it.
+        shard_size: images in a shard of this measurement; 0 is the plan's. Stored parts keep the
+            size they were cut by, whatever a later run asks for.
+    """
 
     measurement: int
     shard: int
     resident: str
+    shard_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

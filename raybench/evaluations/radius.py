@@ -21,7 +21,14 @@ from raybench.core.spec import Spec
 from raybench.core.types import Access, Batch, Model
 from raybench.evaluations.explain import scores_of
 from raybench.evaluations.rows import NOT_FINITE, empty_row, to_record_batch
-from raybench.kernels.radius import CAP, CHECKPOINTS, LEAST_QUERIES, RadiusResult, flip_radius
+from raybench.kernels.radius import (
+    CAP,
+    CHECKPOINTS,
+    LEAST_QUERIES,
+    RadiusResult,
+    flip_radius,
+    queries_asked,
+)
 
 __all__ = ["FLIP_RADIUS", "RadiusEvaluation"]
 
@@ -34,7 +41,10 @@ _GROUP = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RadiusEvaluation:
-    """Settings of the flip radius: `samples` model queries for each image, all told."""
+    """Settings of the flip radius: `samples` model queries for each image, all told.
+
+    Copies that only fill up a group of images come on top; `queries` counts them.
+    """
 
     samples: int = 1000
 
@@ -56,11 +66,16 @@ class RadiusEvaluation:
     def requires(self) -> Access:
         return Access.SCORES
 
+    @property
+    def needs_labels(self) -> bool:
+        return False
+
     def canonical(self) -> str:
         return Spec(FLIP_RADIUS).with_options(samples=self.samples).canonical()
 
     def queries(self, images: int) -> int:
-        return images * self.samples
+        groups = [min(_GROUP, images - start) for start in range(0, images, _GROUP)]
+        return sum(queries_asked(size, self.samples, _GROUP) for size in groups)
 
     def schema(self) -> pa.Schema:
         return pa.schema(
@@ -97,14 +112,14 @@ class RadiusEvaluation:
         return to_record_batch([row | constants for row in rows], self.schema())
 
     def _search(self, model: Model, images: Tensor, seed: int, batch_size: int) -> RadiusResult:
-        filled = torch.cat([images, images[:1].expand(_GROUP - len(images), -1, -1, -1)])
         with torch.inference_mode():
             return flip_radius(
                 scores_of(model),
-                filled.to(model.device),
+                images.to(model.device),
                 seed=seed,
                 queries=self.samples,
                 batch=max(batch_size, _GROUP),
+                fill=_GROUP,
             )
 
 

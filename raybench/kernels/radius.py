@@ -30,7 +30,15 @@ from raybench.kernels.linearised import (
     probe_design,
 )
 
-__all__ = ["CAP", "CHECKPOINTS", "RadiusResult", "flip_radius", "square_side"]
+__all__ = [
+    "CAP",
+    "CHECKPOINTS",
+    "RadiusResult",
+    "flip_radius",
+    "num_probes",
+    "queries_asked",
+    "square_side",
+]
 
 CAP = 0.3  # radii beyond this say nothing more about brittleness
 CHECKPOINTS = (0.64, 0.768, 0.896, 1.0)  # shares of the queries at which the radius is recorded
@@ -92,6 +100,7 @@ def flip_radius(
     seed: int,
     queries: int = 1000,
     batch: int = 256,
+    fill: int = 1,
 ) -> RadiusResult:
     """Return the L-infinity radius at which the predicted class of each image changes.
 
@@ -105,6 +114,8 @@ def flip_radius(
         seed: keys the directions and windows; the same for models to be compared.
         queries: model queries for each image, at least 64; exactly so many are made.
         batch: largest number of images in one call.
+        fill: copies of the first image fill every step of the search up to this number. A forward
+            pass of another size rounds otherwise, and the search follows the difference.
 
     Raises:
         ValueError: a setting out of range, images not [N, C, H, W], or fewer than two classes.
@@ -117,9 +128,9 @@ def flip_radius(
         raise ValueError(f"batch must be at least 1, found {batch}")
     images = images.to(torch.float32)
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    probes = min(MAX_PROBES, round(PROBE_SHARE * queries))
+    probes = num_probes(queries)
     design = probe_design(stream(seed, "radius directions", "common"), shape, probes)
-    ask = _Asker(scores, batch)
+    ask = _Asker(scores, batch, fill)
     starts = [_start(ask, image, design) for image in images]
     clean = torch.stack([first for first, _, _ in starts])
     finite = torch.stack([known for _, known, _ in starts])
@@ -144,6 +155,17 @@ def flip_radius(
     )
 
 
+def num_probes(queries: int) -> int:
+    """Return how many of an image's queries estimate its direction, two at the image left out."""
+    return min(MAX_PROBES, round(PROBE_SHARE * queries))
+
+
+def queries_asked(images: int, queries: int, fill: int) -> int:
+    """Return how many images `flip_radius` asks about, those that fill up the search included."""
+    search = queries - num_probes(queries) - 2
+    return images * queries + max(0, fill - images) * search
+
+
 def square_side(spent: int, queries: int, height: int, width: int) -> int:
     """Return the side in pixels of the window proposed after `spent` of `queries` queries."""
     now = int(spent / queries * 10000)
@@ -155,9 +177,15 @@ def square_side(spent: int, queries: int, height: int, width: int) -> int:
 class _Asker:
     """The model's scores in float64 on the CPU, `batch` images at a time, halved as memory asks."""
 
-    def __init__(self, scores: Callable[[Tensor], Tensor], batch: int) -> None:
+    def __init__(self, scores: Callable[[Tensor], Tensor], batch: int, fill: int) -> None:
         self._scores = scores
         self._batch = batch
+        self._fill = fill
+
+    def filled(self, images: Tensor) -> Tensor:
+        """Return the answers to `images`, asked among copies of the first where they are few."""
+        copies = images[:1].expand(max(0, self._fill - len(images)), -1, -1, -1)
+        return self(torch.cat([images, copies]))[: len(images)]
 
     def __call__(self, images: Tensor) -> Tensor:
         answers: list[Tensor] = []
@@ -284,7 +312,7 @@ def _moved_margins(
 ) -> tuple[Tensor, Tensor]:
     """Return margins [N] at the moved images, and whether each answer was free of NaN [N]."""
     steps = radius.to(images.device, images.dtype)[:, None, None, None]
-    answers = ask((images + steps * signs).clamp(0, 1))
+    answers = ask.filled((images + steps * signs).clamp(0, 1))
     return _margins(answers, predicted), ~answers.isnan().any(1)
 
 

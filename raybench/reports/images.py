@@ -106,9 +106,9 @@ class ImageScores:
         """
         if self.scores_at is None or self.confidence_at is None:
             return None
-        confidence = np.nanmean(self.confidence_at, axis=0)
-        if np.isnan(confidence).any():
+        if np.isnan(self.confidence_at).all(axis=0).any():
             return None
+        confidence = np.nanmean(self.confidence_at, axis=0)
         above = np.flatnonzero(confidence >= MATCHED_CONFIDENCE)
         if len(above) == 0 or above[0] == 0:
             return None

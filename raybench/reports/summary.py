@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raybench.core.errors import InputError, StoreError, near_miss
-from raybench.core.keys import slug
 from raybench.core.results import ModelScore, ScoreTable
 from raybench.core.spec import Spec, parse
-from raybench.core.types import Access, DatasetInfo, ModelInfo
+from raybench.core.types import DatasetInfo, ModelInfo
 from raybench.kernels.draws import stream
 from raybench.metrics.brittle import Comparison, choose_baselines, compare
-from raybench.metrics.intervals import resample_means, wilson
+from raybench.metrics.intervals import resample_means
 from raybench.reports.images import ImageScores, image_scores, mean_or_none
-from raybench.sinks.parts import write_atomically
-from raybench.sinks.store import Manifest, find_manifests, load_rows, read_manifest
+from raybench.reports.stored import (
+    dataset_info,
+    distinct_names,
+    model_info,
+    queries_made,
+    score_folders,
+    worker_speed,
+)
+from raybench.reports.truth import clean_accuracy, stored_labels, strange_labels
+from raybench.sinks.store import Manifest, describe_folder, load_rows, read_manifest
 
-__all__ = ["DEGENERATE_LIMIT", "labels_path", "load_tables", "save_labels", "summarise"]
+__all__ = ["DEGENERATE_LIMIT", "DEGENERATE_SEGMENTS", "load_tables", "summarise"]
 
 # An image cut into fewer than 5 segments says almost nothing (spec 01 section 1.1, edge cases).
 DEGENERATE_SEGMENTS = 5
@@ -46,24 +51,18 @@ class _Scored:
         return str(self.manifest.measurement["model"]["name"])
 
     @property
-    def fingerprint(self) -> str:
-        return str(self.manifest.measurement["model"]["fingerprint"])
+    def model(self) -> tuple[str, str]:
+        """The model as it was asked: its fingerprint and the access level."""
+        model = self.manifest.measurement["model"]
+        return model["fingerprint"], model["access"]
+
+    @property
+    def queries(self) -> int:
+        return queries_made(self.manifest, int(self.reading.get("samples") or 0))
 
     @property
     def reading(self) -> Spec:
         return parse(self.manifest.measurement["evaluation"])
-
-
-def labels_path(out: Path, dataset: DatasetInfo) -> Path:
-    """Return where the labels of a selection are kept, for clean accuracy alone."""
-    return out / "labels" / f"{slug(dataset.name)}-{dataset.fingerprint[:12]}.parquet"
-
-
-def save_labels(out: Path, dataset: DatasetInfo, ids: Sequence[str], labels: np.ndarray) -> None:
-    """Keep the labels [len(ids)] of a selection beside its results."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"sample_id": list(ids), "label": labels.astype(np.int64)}), sink)
-    write_atomically(labels_path(out, dataset), sink.getvalue().to_pybytes())
 
 
 def load_tables(
@@ -72,11 +71,11 @@ def load_tables(
     """Return the tables of every measurement stored below `out`; see `summarise`.
 
     Raises:
-        StoreError: nothing is stored there.
+        InputError: nothing is stored there.
     """
-    folders = find_manifests(out)
+    folders = score_folders(out)
     if not folders:
-        raise StoreError(f"{out} holds no results; expected a folder that raybench score wrote")
+        raise InputError(f"{out} holds no results; expected a folder that raybench score wrote")
     return summarise(out, folders, baseline=baseline, rank_by=rank_by, merge=merge)
 
 
@@ -95,7 +94,7 @@ def summarise(
 
     Args:
         out: output folder.
-        folders: measurement folders with manifests.
+        folders: measurement folders; one without a manifest that can be read is "incomplete".
         baseline: standard model of Eq. 3; None takes the first model of each table, in the order
             of `folders`.
         rank_by: "normalised", "score" or "matched"; where a model has no such number, the table
@@ -123,7 +122,11 @@ def summarise(
 
 
 def _read(folder: Path) -> _Scored:
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except StoreError as error:
+        lost = Manifest(measurement=describe_folder(folder), shard_size=0, shards=())
+        return _Scored(folder, lost, None, f"{error}; 'raybench verify --repair' makes it anew")
     try:
         rows = load_rows(folder, manifest)
     except StoreError as error:
@@ -140,12 +143,11 @@ def _table(
 ) -> ScoreTable:
     members = _distinct(members)
     measurement = members[0].manifest.measurement
-    shape = {"shape": tuple(measurement["dataset"]["shape"])}
-    dataset = DatasetInfo(**(measurement["dataset"] | shape))
+    dataset = dataset_info(measurement)
     names = [member.name for member in members]
     baselines, baseline = _baselines(members, names, baseline)
     numbers = _numbers(members, normaliser, baselines, dataset, rank_by)
-    truth = _labels(out, dataset)
+    truth = stored_labels(out, dataset)
     rows = [_row(out, member, numbers, truth) for member in members]
     rows.sort(key=lambda row: (row.rank is None, row.rank or 0, row.model.name))
     return ScoreTable(
@@ -167,6 +169,7 @@ class _Numbers:
     score: Mapping[str, Comparison]
     normalised: Mapping[str, Comparison]
     normalised_by: str
+    normalised_queries: Mapping[tuple[str, str], int]
     ranks: Mapping[str, Comparison]
     rank_by: str
     note: str | None
@@ -181,10 +184,9 @@ def _numbers(
 ) -> _Numbers:
     published = [member for member in members if member.images is not None]
     names = [member.name for member in published]
-    by_model = {member.fingerprint: member.images for member in normaliser or []}
-    found = [
-        by_model.get(member.fingerprint) if normaliser else member.images for member in published
-    ]
+    by_model = {member.model: member for member in normaliser or [] if member.images is not None}
+    sources = [by_model.get(member.model) if normaliser else member for member in published]
+    found = [None if source is None else source.images for source in sources]
     flips = normaliser is not None or members[0].reading.scheme == _FLIP_RADIUS
     normalised = [None if one is None else one.normalised(logarithm=not flips) for one in found]
     values: dict[str, list[np.ndarray | None]] = {
@@ -211,6 +213,7 @@ def _numbers(
         score=results["score"],
         normalised=results["normalised"],
         normalised_by=reading.reading.canonical(),
+        normalised_queries={model: member.queries for model, member in by_model.items()},
         ranks=results[rank_by],
         rank_by=rank_by,
         note=note,
@@ -247,54 +250,40 @@ def _exponential(one: Comparison) -> Comparison:
 def _baselines(
     members: list[_Scored], names: list[str], asked: str | None
 ) -> tuple[dict[str, str | None], str | None]:
-    """Return what each model is compared with: as asked for, else as the latest run did."""
+    """Return what each model is compared with: as asked for, else as the latest run did.
+
+    Of runs without a time (repairs, or older results) the last in the order of `members` counts.
+    """
     if asked is not None and asked not in names:
         raise InputError(f"baseline {asked!r} is none of the models{near_miss(asked, names)}")
     stored = [member.manifest for member in members if member.manifest.baseline in names]
-    twins = asked is None and (stored[-1].twins if stored else True)
+    latest = max(reversed(stored), key=lambda manifest: manifest.run, default=None)
+    twins = asked is None and (latest is None or latest.twins)
     first = names[0] if len(names) > 1 else None
-    baseline = asked or (stored[-1].baseline if stored else first)
+    baseline = asked or (first if latest is None else latest.baseline)
     return choose_baselines(names, baseline, twins=twins), baseline
 
 
 def _distinct(members: list[_Scored]) -> list[_Scored]:
-    """Return `members` with names that tell them apart: part of the key where two share one."""
-    names = [member.name for member in members]
+    """Return `members` with names that tell them apart."""
+    names = distinct_names([member.manifest.measurement for member in members])
     return [
-        member if names.count(name) == 1 else replace(member, manifest=_renamed(member.manifest))
+        replace(member, manifest=_renamed(member.manifest, name))
         for member, name in zip(members, names, strict=True)
     ]
 
 
-def _renamed(manifest: Manifest) -> Manifest:
+def _renamed(manifest: Manifest, name: str) -> Manifest:
     measurement = manifest.measurement
-    model = measurement["model"]
-    name = f"{model['name']}@{model['fingerprint'][:8]}-{measurement['key'][:4]}"
-    return replace(manifest, measurement=measurement | {"model": model | {"name": name}})
-
-
-def _labels(out: Path, dataset: DatasetInfo) -> dict[str, int]:
-    path = labels_path(out, dataset)
-    if not path.exists():
-        return {}
-    table = pq.read_table(path)
-    return dict(
-        zip(table.column("sample_id").to_pylist(), table.column("label").to_pylist(), strict=True)
+    return replace(
+        manifest, measurement=measurement | {"model": measurement["model"] | {"name": name}}
     )
-
-
-def _model_info(measurement: dict[str, Any]) -> ModelInfo:
-    facts = dict(measurement["model"])
-    facts["access"] = Access.named(facts["access"])
-    facts["input_shape"] = tuple(facts["input_shape"])
-    facts["details"] = tuple(facts["details"].items())
-    return ModelInfo(**facts)
 
 
 def _row(out: Path, member: _Scored, numbers: _Numbers, truth: Mapping[str, int]) -> ModelScore:
     manifest, images = member.manifest, member.images
     head: dict[str, Any] = {
-        "model": _model_info(manifest.measurement),
+        "model": model_info(manifest.measurement),
         "reading": manifest.measurement["evaluation"],
         "key": manifest.measurement["key"],
         "folder": str(member.folder.relative_to(out)),
@@ -316,7 +305,8 @@ def _row(out: Path, member: _Scored, numbers: _Numbers, truth: Mapping[str, int]
         return ModelScore(**head, status="failed", unscored=images.unscored, error=reason)
     normalised = numbers.normalised.get(member.name)
     rank = numbers.ranks[member.name]
-    accuracy, clean_low, clean_high = _accuracy(images, truth)
+    stranger = strange_labels(manifest.measurement) if truth else None
+    accuracy, clean_low, clean_high = clean_accuracy(images, {} if stranger else truth)
     return ModelScore(
         **head,
         status="complete",
@@ -335,6 +325,7 @@ def _row(out: Path, member: _Scored, numbers: _Numbers, truth: Mapping[str, int]
         normalised_low=normalised.ci_low if normalised else None,
         normalised_high=normalised.ci_high if normalised else None,
         normalised_by=numbers.normalised_by if normalised else None,
+        normalised_queries=numbers.normalised_queries.get(member.model) if normalised else None,
         temperature_half=images.at_temperature(0.5),
         temperature_double=images.at_temperature(2.0),
         matched=mean_or_none(images.matched()),
@@ -346,17 +337,21 @@ def _row(out: Path, member: _Scored, numbers: _Numbers, truth: Mapping[str, int]
         clean_accuracy=accuracy,
         clean_low=clean_low,
         clean_high=clean_high,
-        queries=images.scored * int(member.reading.get("samples") or 0),
-        images_per_second=_speed(manifest),
+        queries=member.queries,
+        images_per_second=worker_speed(manifest),
         mean_segments=images.mean("num_segments"),
         degenerate_fraction=images.share_below("num_segments", DEGENERATE_SEGMENTS),
         r2=images.mean("r2"),
-        warnings=_warnings(images, numbers.note),
+        warnings=_warnings(images, head["model"], numbers.note, stranger),
     )
 
 
-def _warnings(images: ImageScores, note: str | None) -> tuple[str, ...]:
-    warnings = [note] if note else []
+def _warnings(
+    images: ImageScores, model: ModelInfo, note: str | None, stranger: str | None
+) -> tuple[str, ...]:
+    # What the first batch gave away, a randomised model for example, is kept with the model.
+    found = (note, dict(model.details).get("warning"), stranger)
+    warnings = [text for text in found if text]
     if images.unscored:
         total = images.unscored + images.scored
         warnings.append(f"{images.unscored} of {total} images could not be scored")
@@ -367,25 +362,3 @@ def _warnings(images: ImageScores, note: str | None) -> tuple[str, ...]:
     if floor is not None and score is not None and floor > score / 2:
         warnings.append("more than half of the score could be noise: use more samples")
     return tuple(warnings)
-
-
-def _speed(manifest: Manifest) -> float | None:
-    """Return images per second of worker time, over the parts whose time is known."""
-    timed = [part for part in manifest.parts.values() if part["seconds"]]
-    seconds = sum(part["seconds"] for part in timed)
-    return sum(part["rows"] for part in timed) / seconds if seconds else None
-
-
-def _accuracy(
-    images: ImageScores, truth: Mapping[str, int]
-) -> tuple[float | None, float | None, float | None]:
-    """Return the fraction right with its Wilson bounds, or Nones where no label is known."""
-    pairs = [
-        (predicted, truth[sample_id])
-        for sample_id, predicted in images.predictions()
-        if sample_id in truth
-    ]
-    if not pairs:
-        return None, None, None
-    right = sum(predicted == label for predicted, label in pairs)
-    return right / len(pairs), *wilson(right, len(pairs))

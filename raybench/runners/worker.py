@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,7 +76,8 @@ class ShardWorker:
 
     plan: Plan
     _resident: tuple[str, Model] | None = None
-    _datasets: dict[str, tuple[Dataset, tuple[Shard, ...]]] = field(default_factory=dict)
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+    _shards: dict[tuple[str, int], tuple[Shard, ...]] = field(default_factory=dict)
 
     def __call__(self, task: Task) -> Receipt:
         """Return the receipt of `task`; at once, with no query, where its part is already there.
@@ -85,8 +86,8 @@ class ShardWorker:
             RunError: the model or the data are not those that were planned.
         """
         measurement = self.plan.measurements[task.measurement]
-        dataset, shards = self._dataset(measurement)
-        shard = shards[task.shard]
+        dataset = self._dataset(measurement)
+        shard = self._cut(dataset, task.shard_size or self.plan.shard_size)[task.shard]
         folder = Path(self.plan.out) / measurement.folder
         name = part_name(measurement.key, shard)
         try:
@@ -96,6 +97,8 @@ class ShardWorker:
         started = time.monotonic()
         model = self._model(measurement)
         batch = dataset.read(shard.ids)
+        if measurement.evaluation.needs_labels:
+            batch = replace(batch, labels=_labels(dataset, batch.ids))
         batch_size = self.plan.batch_size or choose_batch_size(
             measurement.dataset.shape, model.device
         )
@@ -105,7 +108,7 @@ class ShardWorker:
         return _receipt(
             task,
             part,
-            queries=measurement.evaluation.queries(len(batch.ids)),
+            queries=_queries(measurement, rows, len(batch.ids)),
             seconds=time.monotonic() - started,
         )
 
@@ -126,7 +129,7 @@ class ShardWorker:
             self._resident = (wanted.spec, model)
         return self._resident[1]
 
-    def _dataset(self, measurement: Measurement) -> tuple[Dataset, tuple[Shard, ...]]:
+    def _dataset(self, measurement: Measurement) -> Dataset:
         wanted = measurement.dataset
         if wanted.spec not in self._datasets:
             dataset = open_dataset(wanted.spec)
@@ -135,9 +138,14 @@ class ShardWorker:
                     f"{wanted.spec} has changed since the run was planned, or process "
                     f"{os.getpid()} sees other files"
                 )
-            shards = cut_shards(tuple(dataset.ids), self.plan.shard_size)
-            self._datasets[wanted.spec] = (dataset, shards)
+            self._datasets[wanted.spec] = dataset
         return self._datasets[wanted.spec]
+
+    def _cut(self, dataset: Dataset, size: int) -> tuple[Shard, ...]:
+        key = (dataset.info.spec, size)
+        if key not in self._shards:
+            self._shards[key] = cut_shards(tuple(dataset.ids), size)
+        return self._shards[key]
 
 
 def _in_order(rows: pa.RecordBatch, ids: tuple[str, ...]) -> pa.RecordBatch:
@@ -146,6 +154,20 @@ def _in_order(rows: pa.RecordBatch, ids: tuple[str, ...]) -> pa.RecordBatch:
     }
     assert sorted(found) == sorted(ids), "an evaluation must return one row for each sample"
     return rows.take(pa.array([found[sample_id] for sample_id in ids], type=pa.int64()))
+
+
+def _labels(dataset: Dataset, ids: tuple[str, ...]) -> torch.Tensor:
+    found = dataset.labels(ids)
+    if found is None:
+        raise RunError(f"{dataset.info.spec} has lost its labels since the run was planned")
+    return torch.from_numpy(found.astype("int64"))
+
+
+def _queries(measurement: Measurement, rows: pa.RecordBatch, images: int) -> int:
+    """Return the queries made: counted by the rows, where an evaluation counts, else as planned."""
+    if "queries" in rows.schema.names:
+        return sum(count or 0 for count in rows.column("queries").to_pylist())
+    return measurement.evaluation.queries(images)
 
 
 def _receipt(task: Task, part: PartInfo, *, queries: int, seconds: float) -> Receipt:

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias
 
 from raybench.core.errors import RaybenchError, StoreError
 from raybench.core.results import ModelScore
+from raybench.core.robustness import AttackScore
 from raybench.core.types import DatasetInfo, ModelInfo
+from raybench.sinks.headlines import ATTACK_METRICS, FINAL_METRICS, headline
 from raybench.sinks.tracking import (
     PROBE_S,
     TrackingUnavailable,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 __all__ = [
+    "ATTACK_METRICS",
     "FINAL_METRICS",
     "Tracker",
     "TrackingUnavailable",
@@ -47,13 +50,6 @@ __all__ = [
     "redact",
     "ui_command",
 ]
-
-# Fields of `ModelScore` that become metrics of a finished run, under their own names.
-FINAL_METRICS = (
-    "score", "ci_low", "ci_high", "ri", "ri_low", "ri_high", "ri_over_model", "n", "unscored",
-    "queries", "images_per_second", "clean_accuracy", "clean_low", "clean_high", "mean_segments",
-    "r2", "degenerate_fraction",
-)  # fmt: skip
 
 _METRIC_NAME = re.compile(r"[\w./ :-]{1,250}")
 _TAG_LENGTH = 5000  # the length that every MLflow store promises to keep
@@ -252,14 +248,16 @@ class Tracker:
             StoreError: a value that is not finite.
         """
         assert key in self._runs, f"step before start: {key}"
-        assert not set(metrics) & set(FINAL_METRICS), f"published at the end only: {set(metrics)}"
+        assert not set(metrics) & {*FINAL_METRICS, *ATTACK_METRICS}, (
+            f"published at the end only: {set(metrics)}"
+        )
         self._pending.setdefault(key, []).extend(_metrics(metrics, step))
         full = sum(map(len, self._pending.values())) >= _FLUSH_METRICS
         if full or time.monotonic() - self._flushed >= _FLUSH_S:
             self._flush()
 
     @_guarded(timeout_s=10, retries=1)
-    def finish(self, row: ModelScore, artifacts: Sequence[Path] = ()) -> None:
+    def finish(self, row: ModelScore | AttackScore, artifacts: Sequence[Path] = ()) -> None:
         """Publish a complete `row` and close its run; `artifacts` replace those of the same name.
 
         A metric that is None now but was published by an earlier refresh cannot be taken back in
@@ -270,20 +268,22 @@ class Tracker:
         """
         assert row.status == "complete", f"only complete rows are published, found {row.status}"
         assert row.key in self._runs, f"finish before start: {row.key}"
-        values = {name: getattr(row, name) for name in FINAL_METRICS}
+        names = FINAL_METRICS if isinstance(row, ModelScore) else ATTACK_METRICS
+        values = {name: getattr(row, name) for name in names}
         given = {name: float(value) for name, value in values.items() if value is not None}
         final = _metrics(given, 0)
         self._flush()
         run_id = self._runs[row.key]
         known = self._client.get_run(run_id).data.metrics
-        withdrawn = sorted(name for name in FINAL_METRICS if name in known and name not in given)
+        withdrawn = sorted(name for name in names if name in known and name not in given)
         tags = {
             "raybench.status": "complete",
-            "raybench.baseline": row.baseline or "none",
             "raybench.withdrawn": ", ".join(withdrawn) or "none",
-            "raybench.warnings": " ".join(row.warnings) or "none",
-            "mlflow.note.content": _headline(row),
+            "mlflow.note.content": headline(row),
         }
+        if isinstance(row, ModelScore):
+            tags["raybench.baseline"] = row.baseline or "none"
+            tags["raybench.warnings"] = " ".join(row.warnings) or "none"
         # A refresh that changes nothing adds no second point to the metric's history.
         self._log(run_id, metrics=[m for m in final if known.get(m.key) != m.value], tags=tags)
         for path in artifacts:
@@ -393,15 +393,3 @@ def _dataset_input(dataset: DatasetInfo) -> Any:
         profile=json.dumps({"images": dataset.size, "has_labels": dataset.has_labels}),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", "scoring")])
-
-
-def _headline(row: ModelScore) -> str:
-    """Return the sentence people read on the run's page."""
-    interval = ""
-    if row.ci_low is not None and row.ci_high is not None:
-        interval = f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
-    gain = "" if row.ri is None else f"; R.I. {row.ri:.4g} % against {row.baseline}"
-    return (
-        f"brittle-score **{row.score:.4g}**{interval} under reading `{row.reading}`, "
-        f"n = {row.n}{gain}. Lower = less brittle under this reading."
-    )

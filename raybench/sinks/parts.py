@@ -8,10 +8,12 @@ one. The name is a content key (`core.plan.part_name`), so a retry or a duplicat
 import contextlib
 import hashlib
 import io
+import json
 import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,15 @@ import pyarrow.parquet as pq
 from raybench.core.errors import StoreError
 from raybench.core.keys import canonical_json
 
-__all__ = ["PartInfo", "commit_part", "hash_file", "inspect_part", "read_part", "write_atomically"]
+__all__ = [
+    "PartInfo",
+    "commit_part",
+    "hash_file",
+    "inspect_part",
+    "read_footer",
+    "read_part",
+    "write_atomically",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +161,22 @@ def read_part(path: Path) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read()
     except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path.name} cannot be read: {error}") from error
+
+
+def read_footer(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the metadata that a part was committed with, and its number of rows; reads no row.
+
+    Raises:
+        StoreError: the file is absent or damaged, or no part of raybench's.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata = json.loads((file.schema_arrow.metadata or {})[b"raybench"])
+            if not isinstance(metadata, dict):
+                raise StoreError(f"{path.name} cannot be read: its metadata is no mapping")
+            return metadata, file.metadata.num_rows
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise StoreError(f"{path.name} cannot be read: {error}") from error
 
 

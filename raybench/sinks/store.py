@@ -7,7 +7,7 @@ read. A score is published only from a complete manifest.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ from raybench.core.keys import digest
 from raybench.core.plan import Measurement, part_name
 from raybench.core.types import Shard
 from raybench.core.work import Receipt
-from raybench.sinks.parts import PartInfo, hash_file, inspect_part, read_part, write_atomically
+from raybench.sinks.parts import (
+    PartInfo,
+    hash_file,
+    inspect_part,
+    read_footer,
+    read_part,
+    write_atomically,
+)
 
 __all__ = [
     "MANIFEST",
@@ -27,10 +34,12 @@ __all__ = [
     "Finding",
     "Manifest",
     "adopt",
-    "drop_strangers",
+    "describe_folder",
+    "find_folders",
     "find_manifests",
     "load_rows",
     "new_manifest",
+    "parts_in",
     "read_manifest",
     "save_manifest",
     "verify",
@@ -64,6 +73,8 @@ class Manifest:
         failures: shard index -> last error, of the latest run.
         environment: library versions of the latest run.
         baseline, twins: what the latest run compared models with; see `metrics.brittle`.
+        run: when that run began (UTC, ISO 8601 to the microsecond), which tells the latest of
+            several measurements' runs; empty where none compared it.
     """
 
     measurement: dict[str, Any]
@@ -74,6 +85,7 @@ class Manifest:
     environment: dict[str, str] = field(default_factory=dict)
     baseline: str | None = None
     twins: bool = True
+    run: str = ""
 
     @property
     def missing(self) -> tuple[Expected, ...]:
@@ -137,7 +149,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise StoreError(f"no manifest at {path}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error}; move it away and score again") from error
+        raise StoreError(f"{path} is damaged: {error}") from error
 
 
 def find_manifests(out: Path) -> list[Path]:
@@ -145,11 +157,49 @@ def find_manifests(out: Path) -> list[Path]:
     return sorted(path.parent for path in (out / "rows").glob(f"*/*/*/*/{MANIFEST}"))
 
 
+def find_folders(out: Path) -> list[Path]:
+    """Return the folders below `out` that hold a manifest, or parts that have lost theirs, sorted.
+
+    Parts are looked for where no manifest is, in folders named as a measurement's.
+    """
+    found = set(find_manifests(out))
+    for folder in (out / "rows").glob("*/*/*/measurement=*"):
+        if folder not in found and any(parts_in(folder)):
+            found.add(folder)
+    return sorted(found)
+
+
+def parts_in(folder: Path) -> Iterator[Path]:
+    """Yield the committed parts in `folder`, whether a manifest lists them or not."""
+    return (path for path in folder.glob("part-*.parquet") if _PART_NAME.fullmatch(path.name))
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """Return `Measurement.describe()` of a folder: its manifest's, else what a part's footer holds.
+
+    Raises:
+        StoreError: neither can be read, or says that it belongs to another folder.
+    """
+    try:
+        return read_manifest(folder).measurement
+    except StoreError as error:
+        for path in sorted(parts_in(folder)):
+            try:
+                described = read_footer(path)[0].get("measurement")
+            except StoreError:
+                continue
+            if isinstance(described, dict) and (
+                folder.name == f"measurement={str(described.get('key'))[:16]}"
+            ):
+                return described
+        raise StoreError(f"{error}, and no part beside it says what it belongs to") from error
+
+
 def adopt(folder: Path, manifest: Manifest) -> tuple[Manifest, list[str]]:
     """Return the manifest brought in line with the folder, and a sentence for each surprise.
 
-    Listed parts that are gone or have changed size are struck out; parts on disk that are not
-    listed are read whole and listed. Damaged ones are removed, so that they are computed again.
+    Listed parts that are gone or whose bytes have changed are struck out; parts on disk that are
+    not listed are read whole and listed. Damaged ones are removed, so that they are computed again.
     """
     parts: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
@@ -157,19 +207,19 @@ def adopt(folder: Path, manifest: Manifest) -> tuple[Manifest, list[str]]:
         path = folder / shard.file
         known = manifest.parts.get(shard.file)
         try:
-            if known is not None and path.stat().st_size == known["size"]:
+            if known is not None:
+                # The size first: it is free, and tells most damage.
+                if path.stat().st_size != known["size"] or hash_file(path) != known["sha256"]:
+                    raise StoreError(f"{shard.file} differs from its manifest")
                 parts[shard.file] = known
             elif path.exists():
                 parts[shard.file] = asdict(_inspect(path, shard)) | {
                     "queries": None,
                     "seconds": None,
                 }
-                if known is not None:
-                    raise StoreError(f"{shard.file} differs from its manifest")
         except FileNotFoundError:
             notes.append(f"{shard.file} has gone; it will be computed again")
         except StoreError as error:
-            parts.pop(shard.file, None)
             path.unlink(missing_ok=True)
             notes.append(f"{error}; it will be computed again")
     return replace(manifest, parts=parts), notes
@@ -181,18 +231,6 @@ def _inspect(path: Path, shard: Expected) -> PartInfo:
     if info.rows != shard.rows or digest(ids) != shard.ids:
         raise StoreError(f"{path.name} holds other samples than its shard")
     return info
-
-
-def drop_strangers(folder: Path, manifest: Manifest) -> None:
-    """Remove the parts of another shard size from a complete measurement's folder.
-
-    Readers open folders whole, and would count their rows twice. Only what the complete parts
-    replace is removed.
-    """
-    if manifest.complete:
-        for path in folder.glob("part-*.parquet"):
-            if path.name not in manifest.parts:
-                path.unlink(missing_ok=True)
 
 
 def with_receipts(manifest: Manifest, receipts: Iterable[Receipt]) -> Manifest:
@@ -226,7 +264,8 @@ class Finding:
 def verify(folder: Path, manifest: Manifest) -> list[Finding]:
     """Return what is wrong with the committed parts: bytes, rows, ids, schema. Reads all of them.
 
-    Shards that were never computed are not findings; they are ``manifest.missing``.
+    Parts of another cut are findings, for plain readers count their rows too. Shards that were
+    never computed are not; they are ``manifest.missing``.
     """
     findings = []
     schemas: set[str] = set()
@@ -247,6 +286,11 @@ def verify(folder: Path, manifest: Manifest) -> list[Finding]:
                 raise StoreError("its schema differs from the other parts'")
         except StoreError as error:
             findings.append(Finding(shard.index, shard.file, str(error)))
+    names = {shard.file for shard in manifest.shards}
+    for path in sorted(parts_in(folder)):
+        if path.name not in names:
+            problem = "it is none of the manifest's shards, and doubles rows for plain readers"
+            findings.append(Finding(int(path.name[5:11]), path.name, problem))
     return findings
 
 

@@ -51,6 +51,14 @@ ROW = ModelScore(
     score=0.0351,
     ci_low=0.034,
     ci_high=0.0363,
+    normalised=0.49,
+    normalised_low=0.48,
+    normalised_high=0.5,
+    noise_floor=0.002,
+    corrected=0.034,
+    reliability=0.97,
+    matched=0.03,
+    confidence=0.95,
     n=797,
     queries=797000,
     images_per_second=12.5,
@@ -122,7 +130,9 @@ def test_a_run_tells_what_was_measured(tracker: Tracker, out: Path, tmp_path: Pa
     assert run.info.status == "FINISHED"
     assert run.data.params["samples"] == "1000"
     assert {name: value for name, value in run.data.metrics.items() if name != "images_done"} == {
-        "score": 0.0351, "ci_low": 0.034, "ci_high": 0.0363, "n": 797.0, "unscored": 0.0,
+        "score": 0.0351, "ci_low": 0.034, "ci_high": 0.0363, "normalised": 0.49,
+        "normalised_low": 0.48, "normalised_high": 0.5, "noise_floor": 0.002, "corrected": 0.034,
+        "reliability": 0.97, "matched": 0.03, "confidence": 0.95, "n": 797.0, "unscored": 0.0,
         "queries": 797000.0, "images_per_second": 12.5, "r2": 0.8, "score_so_far": 0.03,
     }  # fmt: skip
     assert history(tracker, "images_done") == [(1, 32.0), (2, 64.0)]

@@ -160,6 +160,18 @@ def test_a_truncated_part_is_found_and_not_adopted(stored: Path, keep: int) -> N
     assert not path.exists()
 
 
+@pytest.mark.parametrize("position", [4, 200, -200, -5])
+def test_one_flipped_byte_is_not_adopted(stored: Path, position: int) -> None:
+    path = stored / name_of(1)
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    mended, notes = adopt(stored, read_manifest(stored))
+    assert [shard.index for shard in mended.missing] == [1]
+    assert notes == [f"{name_of(1)} differs from its manifest; it will be computed again"]
+    assert not path.exists()
+
+
 def test_a_part_of_other_samples_is_found(stored: Path) -> None:
     (stored / name_of(1)).unlink()
     other = cut_shards(tuple(f"toy/{index}" for index in (4, 3, 5)), 3)[0]

@@ -1,0 +1,111 @@
+"""What is stored below an output folder: whose it is, what it is called, how fast it was made."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raybench.core.errors import StoreError
+from raybench.core.types import Access, DatasetInfo, ModelInfo
+from raybench.sinks.store import Manifest, describe_folder, find_folders, read_manifest
+
+__all__ = [
+    "attack_folders",
+    "damaged_folders",
+    "dataset_info",
+    "distinct_names",
+    "model_info",
+    "queries_made",
+    "score_folders",
+    "worker_speed",
+]
+
+
+def attack_folders(out: Path) -> list[Path]:
+    """Return the folders of the attacks stored below `out`, those without a manifest left out."""
+    damaged = {folder for folder, _ in damaged_folders(out)}
+    return [
+        folder for folder, family in _families(out) if family == "attack" and folder not in damaged
+    ]
+
+
+def score_folders(out: Path) -> list[Path]:
+    """Return the folders of the scores stored below `out`; attacks have tables of their own.
+
+    Those whose manifest cannot be read are among them where a part says what they are.
+    """
+    return [folder for folder, family in _families(out) if family != "attack"]
+
+
+def damaged_folders(out: Path) -> list[tuple[Path, str]]:
+    """Return the folders below `out` whose manifest is absent or damaged, and what is wrong."""
+    damaged = []
+    for folder in find_folders(out):
+        try:
+            read_manifest(folder)
+        except StoreError as error:
+            damaged.append((folder, str(error)))
+    return damaged
+
+
+def _families(out: Path) -> list[tuple[Path, str]]:
+    found = []
+    for folder in find_folders(out):
+        with contextlib.suppress(StoreError):
+            found.append((folder, describe_folder(folder)["family"]))
+    return found
+
+
+def dataset_info(measurement: Mapping[str, Any]) -> DatasetInfo:
+    """Return the selection of images of a stored measurement."""
+    shape = {"shape": tuple(measurement["dataset"]["shape"])}
+    return DatasetInfo(**(measurement["dataset"] | shape))
+
+
+def distinct_names(measurements: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the models' names, with what tells them apart behind those that two share.
+
+    That is the access level where one model is seen through several, else part of the key.
+    """
+    namesakes: dict[str, list[Mapping[str, Any]]] = {}
+    for one in measurements:
+        namesakes.setdefault(one["model"]["name"], []).append(one)
+    return [_distinct_name(one, namesakes[one["model"]["name"]]) for one in measurements]
+
+
+def _distinct_name(one: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]) -> str:
+    model = one["model"]
+    if len(namesakes) == 1:
+        return str(model["name"])
+    levels = {other["model"]["access"] for other in namesakes}
+    models = {other["model"]["fingerprint"] for other in namesakes}
+    if len(models) == 1 and len(levels) == len(namesakes):
+        return f"{model['name']} ({model['access']})"
+    return f"{model['name']}@{model['fingerprint'][:8]}-{one['key'][:4]}"
+
+
+def model_info(measurement: Mapping[str, Any]) -> ModelInfo:
+    """Return the model of a stored measurement."""
+    facts = dict(measurement["model"])
+    facts["access"] = Access.named(facts["access"])
+    facts["input_shape"] = tuple(facts["input_shape"])
+    facts["details"] = tuple(facts["details"].items())
+    return ModelInfo(**facts)
+
+
+def worker_speed(manifest: Manifest) -> float | None:
+    """Return images per second of worker time, over the parts whose time is known."""
+    timed = [part for part in manifest.parts.values() if part["seconds"]]
+    seconds = sum(part["seconds"] for part in timed)
+    return sum(part["rows"] for part in timed) / seconds if seconds else None
+
+
+def queries_made(manifest: Manifest, samples: int) -> int:
+    """Return how many images the model was asked about for the parts of a measurement.
+
+    A part whose count a crash lost counts with `samples` for each image scored, the least it took.
+    """
+    return sum(
+        (part["rows"] - part["errors"]) * samples if part["queries"] is None else part["queries"]
+        for part in manifest.parts.values()
+    )
