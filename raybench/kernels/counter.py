@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raybench.kernels.draws import key_words
 
-__all__ = ["normal", "philox", "sample_keys", "signs", "uniform", "words"]
+__all__ = ["child_keys", "normal", "philox", "sample_keys", "signs", "uniform", "words"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -49,7 +49,9 @@ def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, T
             low & _MASK,
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=-1)
+    # After the rounds every word depends on all counters and keys, and so has the broadcast shape;
+    # torch.broadcast_shapes would load sympy, which takes seconds.
+    return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
 def words(keys: Tensor, step: int, count: int) -> Tensor:
@@ -84,3 +86,9 @@ def signs(keys: Tensor, step: int, count: int) -> Tensor:
     shifts = torch.arange(32, device=keys.device)
     tosses = (drawn[:, :, None] >> shifts) & 1
     return (2 * tosses.flatten(1)[:, :count] - 1).to(torch.float32)
+
+
+def child_keys(keys: Tensor, index: int) -> Tensor:
+    """Return keys [N] of an independent family of draws, for a part of what `keys` are for."""
+    drawn = words(keys, (1 << 62) + index, 2)
+    return drawn[:, 0] | (drawn[:, 1] << 32)

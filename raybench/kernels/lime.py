@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raybench.kernels.batches import in_batches
 from raybench.kernels.compose import compose
 from raybench.kernels.ridge import RidgeFit, weighted_ridge
 
@@ -54,7 +55,7 @@ def perturbed_scores(
 
     Copies are made and asked `batch` at a time. Batches never span images, so that what one image
     gets cannot depend on its neighbours, its shard or its worker. A batch that does not fit the
-    device's memory is halved, for this image only.
+    device's memory is halved (`in_batches`), for this image only.
 
     Args:
         scores: images [B, C, H, W] -> logits or log-probabilities [B, K].
@@ -64,20 +65,11 @@ def perturbed_scores(
         masks: [M, S] bool.
         batch: largest number of copies in one call.
     """
-    answers: list[Tensor] = []
-    start = 0
-    while start < len(masks):
-        try:
-            part = compose(image, fill, segments, masks[start : start + batch])
-            answers.append(scores(part).detach().to(torch.float64))
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-            batch = max(1, batch // 2)
-            torch.cuda.empty_cache()
-            continue
-        start += batch
-    return torch.cat(answers)
+
+    def ask(part: slice) -> Tensor:
+        return scores(compose(image, fill, segments, masks[part])).detach().to(torch.float64)
+
+    return torch.cat(in_batches(len(masks), batch, ask))
 
 
 def explain(masks: Tensor, responses: Tensor, *, alpha: float = 1.0) -> RidgeFit:

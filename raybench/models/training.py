@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from raybench.core.errors import InputError
 from raybench.core.keys import digest
-from raybench.kernels.attacks.pgd import pgd
+from raybench.kernels.attacks.pgd import inner_maximisation
 
 __all__ = ["Training", "default_epochs", "keyed_seed", "train"]
 
@@ -122,7 +122,7 @@ def _attack(
     assert settings.eps is not None
     noise = torch.rand(inputs.shape, generator=_generator(settings, "start", *key)) * 2 - 1
     eps = float(settings.eps)
-    return pgd(
+    return inner_maximisation(
         network,
         inputs,
         labels,
@@ -130,7 +130,6 @@ def _attack(
         step_size=eps / 4,
         steps=_PGD_STEPS,
         noise=noise.to(inputs.device),
-        keep_best=False,
     )
 
 

@@ -178,7 +178,7 @@ def gradient_step(
         if not values.requires_grad:
             return answer.detach(), values.detach(), torch.zeros_like(images)
         (gradient,) = torch.autograd.grad(
-            values, leaf, torch.ones_like(values), allow_unused=True, materialize_grads=True
+            values.sum(), leaf, allow_unused=True, materialize_grads=True
         )
     return answer.detach(), values.detach(), gradient
 
@@ -226,7 +226,7 @@ def ball_start(keys: Tensor, step: int, images: Tensor, norm: str, eps: float) -
     linf: every value uniform. l2: a Gaussian direction times eps * u^(1/D). l1: exponential
     magnitudes with fair signs, over their sum and one more exponential draw.
     """
-    count = images[0].numel()
+    count = images.shape[1:].numel()
     if norm == "linf":
         drawn = eps * (2 * uniform(keys, step, count) - 1)
     elif norm == "l2":

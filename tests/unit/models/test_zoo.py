@@ -74,9 +74,10 @@ def test_digits_are_learnt_and_adversarial_training_helps(digits: Callable) -> N
         model = load_model(f"zoo:{name}?epochs=12&eps=0.1" if "adv" in name else f"zoo:{name}")
         assert (model.labels(images) == labels).double().mean() > 0.9
         found = pgd(
-            model.logits, images, labels, eps=0.1, step_size=0.025, steps=10, random_start=False
-        )
-        robust[name] = float((model.labels(found) == labels).double().mean())
+            model.logits, images, labels, keys=torch.arange(len(labels)), norm="linf", eps=0.1,
+            step_size=0.025, steps=10, random_start=False,
+        )  # fmt: skip
+        robust[name] = float((model.labels(found.images) == labels).double().mean())
     assert robust["mlp2-adv"] > robust["mlp2"] + 0.1
 
 
