@@ -19,8 +19,8 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from raybench.cli import invoke, run_score
-from raybench.config import make_config
+from raybench.cli import invoke, run_job
+from raybench.config import ScoreConfig, make_config
 from raybench.core.errors import InputError, StoreError
 from raybench.core.results import ScoreTable
 from raybench.kernels.draws import stream
@@ -146,7 +146,7 @@ def study(
                 "shard_size": 20,
                 "runner": runner,
             }
-            code = max(code, run_score(make_config(options), quiet=True))
+            code = max(code, run_job(make_config(ScoreConfig, options), quiet=True))
     text = report(out, studies, checkpoints)
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(text)

@@ -14,9 +14,10 @@ Importing this costs nothing: torch, Ray and MLflow are imported by what uses th
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raybench.config import RunConfig
     from raybench.driver import ScoreRun
 
-__all__ = ["score"]
+__all__ = ["attack", "score"]
 __version__ = "0.1.0"
 
 
@@ -35,13 +36,34 @@ def score(*, quiet: bool = False, **options: Any) -> "ScoreRun":
         InputError: something in `options` is wrong, found before any model is asked.
         Interrupted: Ctrl-C or SIGTERM; the same call again goes on.
     """
-    from raybench.config import make_config
+    from raybench.config import ScoreConfig, make_config
+
+    return _run(make_config(ScoreConfig, options), quiet)
+
+
+def attack(*, quiet: bool = False, **options: Any) -> "ScoreRun":
+    """Attack models on labelled images and return the tables of robust accuracy.
+
+    Args:
+        quiet: show no progress on stderr.
+        **options: the fields of `raybench.config.AttackConfig`: models, data, attack or suite, eps,
+            norm, targeted, steps, n, seed, out, and so on.
+
+    Raises:
+        InputError: something in `options` is wrong, found before any model is asked.
+        Interrupted: Ctrl-C or SIGTERM; the same call again goes on.
+    """
+    from raybench.config import AttackConfig, make_config
+
+    return _run(make_config(AttackConfig, options), quiet)
+
+
+def _run(config: "RunConfig", quiet: bool) -> "ScoreRun":
     from raybench.display import make_display
     from raybench.driver import execute
     from raybench.job import build_job
     from raybench.signals import StopFlag
 
-    config = make_config(options)
     display = make_display(quiet=quiet)
     job = build_job(config, display.note)
     for note in job.notes:

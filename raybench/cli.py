@@ -4,21 +4,21 @@ Exit codes: 0 done, 2 bad input, 3 some shards failed (the message says which), 
 143 stopped by SIGTERM. The last two can be resumed by the same command.
 """
 
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from raybench.config import ScoreConfig, load_config, make_config
+from raybench.config import AttackConfig, RunConfig, ScoreConfig
 from raybench.core.errors import InputError, Interrupted, RaybenchError
+from raybench.options import Json, configured
 
-__all__ = ["app", "invoke", "main", "read_options", "run_score", "scoring_command"]
+__all__ = ["app", "invoke", "main", "run_job"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,10 +27,7 @@ app = typer.Typer(
     help="Robustness evaluation of image classifiers in batches, on Ray.",
 )
 
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-Dir = Annotated[Path, typer.Argument(help="A folder that raybench score wrote.")]
+Dir = Annotated[Path, typer.Argument(help="A folder that raybench wrote.")]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help=ScoreConfig.model_fields["tracking_uri"].description)
@@ -53,87 +50,9 @@ class Rank(StrEnum):
 
 RankBy = Annotated[Rank, typer.Option(help=ScoreConfig.model_fields["rank_by"].description)]
 
-# Fields whose flag is not simply --their-name.
-_FLAGS = {"resume": "--resume/--fresh", "skip_missing": "--skip-missing/--all-models"}
 
-
-def scoring_command(
-    body: Callable[[ScoreConfig, bool, bool], int],
-    defaults: Mapping[str, Any] | None = None,
-    read: Callable[[Path | None, Mapping[str, Any]], ScoreConfig] | None = None,
-) -> Callable[..., int]:
-    """Return `body` as a Typer command whose options are the fields of `ScoreConfig`.
-
-    The fields are the one place where an option is declared: the YAML file, Python and every
-    command read them. A flag that is not given leaves the file's value, then the default.
-
-    Args:
-        body: takes the configuration, ``as_json`` and ``quiet``; returns the exit code.
-        defaults: values that replace the fields' own defaults (recipes in ``jobs/``).
-        read: makes the configuration of a file and the flags given; by default `read_options`.
-    """
-    defaults = defaults or {}
-
-    def command(config: Path | None, as_json: bool, quiet: bool, **given: Any) -> int:
-        settings = read(config, given) if read else read_options(config, given, defaults)
-        return body(settings, as_json, quiet)
-
-    parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=_annotation(name, defaults),
-            default=None,
-        )
-        for name in ScoreConfig.model_fields
-    ]
-    help_text = "YAML file of these options."
-    extra = {
-        "config": (Annotated[Path | None, typer.Option("--config", help=help_text)], None),
-        "as_json": (Json, False),
-        "quiet": (Quiet, False),
-    }
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-        for name, (kind, default) in extra.items()
-    ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = body.__doc__
-    command.__name__ = body.__name__
-    return command
-
-
-def _annotation(name: str, defaults: Mapping[str, Any]) -> Any:
-    field = ScoreConfig.model_fields[name]
-    default = defaults.get(name, None if field.is_required() else field.get_default())
-    text = field.description or ""
-    if default is not None and not isinstance(default, bool):
-        shown = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
-        text += f" (default: {shown})"
-    if name == "models":
-        return Annotated[list[str] | None, typer.Argument(help=text, show_default=False)]
-    kinds: dict[Any, Any] = {tuple[str, ...]: list[str], int: int, float: float, bool: bool}
-    kind = kinds.get(field.annotation, str)
-    flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
-    return Annotated[kind | None, typer.Option(flag, help=text, show_default=False)]
-
-
-def read_options(
-    config: Path | None, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> ScoreConfig:
-    """Return the configuration: flags `given` (None: not given) over the file over `defaults`.
-
-    Raises:
-        InputError: every mistake, each with its field.
-    """
-    values = {name: value for name, value in given.items() if value not in (None, [])}
-    base = dict(defaults or {})
-    return load_config(config, values, base) if config else make_config(base | values)
-
-
-def run_score(config: ScoreConfig, *, as_json: bool = False, quiet: bool = False) -> int:
-    """Score, print the tables, and return the exit code."""
+def run_job(config: RunConfig, *, as_json: bool = False, quiet: bool = False) -> int:
+    """Score or attack, print the tables, and return the exit code."""
     from raybench.display import make_display
     from raybench.driver import execute
     from raybench.job import build_job
@@ -163,23 +82,31 @@ def run_score(config: ScoreConfig, *, as_json: bool = False, quiet: bool = False
 
 
 def _print_tables(tables: Sequence[Any], *, as_json: bool) -> None:
-    from raybench.reports.tables import as_json as to_json
+    from raybench.core.robustness import AttackTable
+    from raybench.reports.attack_text import attacks_as_json, print_attacks
+    from raybench.reports.tables import as_json as scores_as_json
     from raybench.reports.tables import print_table
 
-    tables = [table for table in tables if table.shown]
+    tables = [table for table in tables if isinstance(table, AttackTable) or table.shown]
     if as_json:
-        contents = [to_json(table) for table in tables]
+        contents = [
+            attacks_as_json(table) if isinstance(table, AttackTable) else scores_as_json(table)
+            for table in tables
+        ]
         head = contents[0] if contents else {"models": []}
         # One object, whatever the number of readings: the first table's, and all of them.
         print(json.dumps(head | {"tables": contents} if len(contents) > 1 else head))
         return
     for table in tables:
-        print_table(table)
+        if isinstance(table, AttackTable):
+            print_attacks(table)
+        else:
+            print_table(table)
 
 
 def _score(config: ScoreConfig, as_json: bool, quiet: bool) -> int:
     """Score models on unlabelled images and rank them."""
-    return run_score(config, as_json=as_json, quiet=quiet)
+    return run_job(config, as_json=as_json, quiet=quiet)
 
 
 def _plan(config: ScoreConfig, as_json: bool, quiet: bool) -> int:
@@ -192,11 +119,25 @@ def _plan(config: ScoreConfig, as_json: bool, quiet: bool) -> int:
     job = build_job(config, display.note)
     result = forecast(job, config, os.cpu_count() or 1, display.note)
     print(json.dumps(result.as_json()) if as_json else result.as_text())
-    return 0
+    for model, shard, error in result.failures:
+        _warn(f"failed: {model} shard {shard}: {error}")
+    return 3 if result.failures else 0
 
 
-app.command("score")(scoring_command(_score))
-app.command("plan")(scoring_command(_plan))
+def _attack(config: AttackConfig, as_json: bool, quiet: bool) -> int:
+    """Attack models on labelled images; robust accuracy is the worst case image by image."""
+    return run_job(config, as_json=as_json, quiet=quiet)
+
+
+def _robust_acc(config: AttackConfig, as_json: bool, quiet: bool) -> int:
+    """Measure robust accuracy by a suite of attacks (AutoAttack, where none is named)."""
+    return run_job(config, as_json=as_json, quiet=quiet)
+
+
+app.command("score")(configured(ScoreConfig, _score))
+app.command("plan")(configured(ScoreConfig, _plan))
+app.command("attack")(configured(AttackConfig, _attack))
+app.command("robust-acc")(configured(AttackConfig, _robust_acc, {"suite": "autoattack"}))
 
 
 @app.command()
@@ -207,14 +148,14 @@ def show(
     as_json: Json = False,
 ) -> int:
     """Print the ranked tables and draw the figures again from stored results."""
-    from raybench.publish import write_reports
-    from raybench.reports.summary import load_tables
+    from raybench.publish_all import publish_stored
+    from raybench.reports.agreement import agreement_text
 
-    tables = load_tables(folder, baseline, rank_by.value)
-    files = write_reports(folder, tables, None)
-    _print_tables(tables, as_json=as_json)
+    stored = publish_stored(folder, baseline, rank_by.value, _warn)
+    _print_tables([table for view in stored.views for table in view.tables], as_json=as_json)
     if not as_json:
-        for path in (path for paths in files.values() for path in paths):
+        print(agreement_text(stored.agreements), end="")
+        for path in stored.files:
             print(path)
     return 0
 
@@ -253,26 +194,13 @@ def verify(
             json.dumps(
                 {
                     "sound": all(v.sound for v in verdicts),
-                    "measurements": [
-                        {
-                            "folder": str(v.folder),
-                            "shards": len(v.manifest.shards),
-                            "missing": [shard.index for shard in v.manifest.missing],
-                            "damaged": {finding.file: finding.problem for finding in v.findings},
-                        }
-                        for v in verdicts
-                    ],
+                    "measurements": [v.as_json() for v in verdicts],
                 }
             )
         )
     else:
         for v in verdicts:
-            print(
-                f"{v.folder}: {len(v.manifest.parts)} of {len(v.manifest.shards)} shards, "
-                f"{len(v.findings)} damaged"
-            )
-            for finding in v.findings:
-                print(f"  shard {finding.shard} ({finding.file}): {finding.problem}")
+            print(v.as_text())
     return 0 if all(verdict.sound for verdict in verdicts) else 3
 
 
@@ -285,7 +213,7 @@ def sync(
     rank_by: RankBy = Rank.normalised,
 ) -> int:
     """Push every complete measurement to MLflow, from the stored results alone."""
-    from raybench.driver import sync as push
+    from raybench.publish_all import sync as push
 
     where = push(
         folder,
@@ -293,7 +221,7 @@ def sync(
         experiment=experiment,
         baseline=baseline,
         rank_by=rank_by.value,
-        say=lambda text: print(text, file=sys.stderr),
+        say=_warn,
     )
     print(f"pushed to {where}")
     return 0
@@ -313,6 +241,43 @@ def datasets(as_json: Json = False) -> int:
     from raybench.core.catalog import DATASETS
 
     return _list(dict(DATASETS), as_json)
+
+
+@app.command()
+def attacks(as_json: Json = False) -> int:
+    """List the attacks that can be named, with what they need and their options."""
+    from raybench.core.catalog import SUITES
+    from raybench.evaluations.attack_table import ATTACKS
+
+    if as_json:
+        facts = {
+            name: {
+                "summary": kind.summary,
+                "source": kind.source,
+                "access": kind.requires.name.lower(),
+                "goal": kind.goal,
+                "norms": kind.norms,
+                "targeted": kind.targeted,
+                "options": {key: setting.default for key, setting in kind.settings.items()},
+            }
+            for name, kind in ATTACKS.items()
+        }
+        print(json.dumps(facts | {"suites": SUITES}))
+        return 0
+    for name, kind in ATTACKS.items():
+        options = " ".join(f"{key}={setting.default}" for key, setting in kind.settings.items())
+        print(f"{name:18} {kind.summary}")
+        print(
+            f"{'':18} needs {kind.requires.name.lower()}; {kind.goal}; {', '.join(kind.norms)}"
+            + (f"; {options}" if options else "")
+        )
+    for name, members in SUITES.items():
+        print(f"suite {name}: {', '.join(members)}")
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _list(entries: dict[str, Any], as_json: bool) -> int:

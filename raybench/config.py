@@ -1,24 +1,35 @@
-"""The one configuration of a scoring job: from flags, a YAML file, or Python, validated alike."""
+"""The one configuration of a job: from flags, a YAML file, or Python, validated alike."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from raybench.core.catalog import SUITES
 from raybench.core.errors import InputError, near_miss
 from raybench.core.spec import parse
 from raybench.core.work import Resources
 
-__all__ = ["ScoreConfig", "load_config", "make_config"]
+__all__ = ["AttackConfig", "RunConfig", "ScoreConfig", "load_config", "make_config"]
 
 # The paper's fill and output on grid cells, which exist at every image size, and the flip radius,
 # which normalises; jobs/study_readings.py is how to check the choice.
 DEFAULT_READINGS = ("grid", "flip-radius")
 
 
-class ScoreConfig(BaseModel):
-    """What to score, how, where to put it, and what it may take. Frozen; unknown keys are refused.
+class RunConfig(BaseModel):
+    """What every run takes: models, images, where results go, and with what means.
+
+    Frozen; unknown keys are refused.
 
     The field descriptions are the help texts of the command line.
     """
@@ -28,22 +39,12 @@ class ScoreConfig(BaseModel):
     models: tuple[str, ...] = Field(min_length=1, description="Model specs, scheme:rest?option=v.")
     data: str = Field(description="Dataset spec, for example digits or imagenet:/data/val.")
     n: int = Field(1000, ge=1, description="Number of images (all where there are fewer).")
-    samples: int = Field(1000, ge=2, description="Model queries for each image (k of the paper).")
-    reading: tuple[str, ...] = Field(
-        DEFAULT_READINGS, min_length=1, description="Reading of LIME; may be repeated."
-    )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
     out: Path = Field(Path("results"), description="Output folder.")
     tracking_uri: str | None = Field(
         None, description="MLflow tracking URI; without it, a sqlite store in the output folder."
     )
     experiment: str | None = Field(None, description="MLflow experiment; by default the dataset.")
-    baseline: str | None = Field(
-        None, description="Name of the standard model of Eq. 3; by default the first model."
-    )
-    rank_by: Literal["normalised", "score", "matched"] = Field(
-        "normalised", description="What tables rank by: normalised, score or matched."
-    )
     actors: Literal["auto"] | int = Field("auto", description="Worker processes, or auto.")
     cpus_per_actor: int = Field(1, ge=1, description="Cores (and torch threads) of each worker.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each worker; fractions share.")
@@ -61,6 +62,17 @@ class ScoreConfig(BaseModel):
     skip_missing: bool = Field(False, description="Leave out models that cannot be had, saying so.")
     runner: Literal["ray", "local"] = Field("ray", description="ray, or local: in this process.")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: object, info: ValidationInfo) -> object:
+        """YAML's true is 1 to pydantic and its 10.0 is 10; neither is what anyone means by them."""
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if wanted in (int, int | None) and isinstance(value, bool | float):
+            raise ValueError("expected a whole number")
+        if wanted is float and isinstance(value, bool):
+            raise ValueError("expected a number")
+        return value
+
     @field_validator("actors", mode="before")
     @classmethod
     def _positive(cls, value: object) -> object:
@@ -69,19 +81,15 @@ class ScoreConfig(BaseModel):
             raise ValueError("expected auto or a number from 1 up")
         return whole
 
-    @field_validator("models", "reading", mode="before")
+    @field_validator("models", mode="before")
     @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _one_model_is_a_list(cls, value: object) -> object:
+        return _as_list(value)
 
-    @field_validator("models", "reading")
+    @field_validator("models")
     @classmethod
-    def _specs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            parse(text)
-        if len(set(value)) < len(value):
-            raise ValueError("the same entry is given twice")
-        return value
+    def _model_specs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct_specs(value)
 
     @field_validator("data")
     @classmethod
@@ -108,22 +116,130 @@ class ScoreConfig(BaseModel):
         )
 
 
-def make_config(values: dict[str, Any], source: str = "options") -> ScoreConfig:
-    """Return the validated configuration of `values`.
+class ScoreConfig(RunConfig):
+    """A scoring job: how LIME is read, and what tables compare."""
+
+    samples: int = Field(1000, ge=2, description="Model queries for each image (k of the paper).")
+    reading: tuple[str, ...] = Field(
+        DEFAULT_READINGS, min_length=1, description="Reading of LIME; may be repeated."
+    )
+    baseline: str | None = Field(
+        None, description="Name of the standard model of Eq. 3; by default the first model."
+    )
+    rank_by: Literal["normalised", "score", "matched"] = Field(
+        "normalised", description="What tables rank by: normalised, score or matched."
+    )
+    ci_width: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="For plan: half-width of the 95 % interval wanted, as a share of the score.",
+    )
+
+    @field_validator("reading", mode="before")
+    @classmethod
+    def _one_reading_is_a_list(cls, value: object) -> object:
+        return _as_list(value)
+
+    @field_validator("reading")
+    @classmethod
+    def _reading_specs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct_specs(value)
+
+
+class AttackConfig(RunConfig):
+    """An attack job: which attacks, within which budgets."""
+
+    attack: tuple[str, ...] = Field(
+        (), description="Attack specs such as pgd?steps=100; with commas, or repeated."
+    )
+    suite: str | None = Field(None, description=f"A named list of attacks: {', '.join(SUITES)}.")
+    norm: Literal["linf", "l2", "l1"] | None = Field(
+        None, description="Norm of the budget: linf, l2 or l1; by default the attack's own."
+    )
+    eps: tuple[str, ...] = Field(
+        (), description="Budget in pixel units, such as 8/255; repeated for a security curve."
+    )
+    targeted: str | None = Field(
+        None, description="Aim at a class: next, least-likely, or its number."
+    )
+    steps: int | None = Field(None, ge=1, description="Iterations of the attacks that take steps.")
+    step_size: str | None = Field(None, description="Their step size, such as 2/255.")
+    restarts: int | None = Field(None, ge=1, description="Random restarts of those that take them.")
+    keep_images: bool = Field(False, description="Keep the attacked images in the rows (8 bits).")
+    shard_size: int = Field(64, ge=1, le=4096, description="Images in one shard.")
+
+    @field_validator("attack", "eps", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Commas part entries, as people type them on a command line."""
+        items = _as_list(value)
+        if not isinstance(items, list | tuple):
+            return value
+        return tuple(piece for item in items for piece in str(item).split(",") if piece)
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("attack")
+    @classmethod
+    def _attack_specs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct_specs(value)
+
+    @field_validator("suite")
+    @classmethod
+    def _known_suite(cls, value: str | None) -> str | None:
+        if value is not None and value not in SUITES:
+            raise ValueError(f"no suite is named {value!r}{near_miss(value, SUITES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> "AttackConfig":
+        if not self.attack and self.suite is None:
+            raise ValueError("no attack is named: give --attack, such as --attack pgd, or --suite")
+        return self
+
+    def attacks(self) -> tuple[str, ...]:
+        """Return every attack spec asked for, those of the suite first."""
+        return tuple(dict.fromkeys((*SUITES.get(self.suite or "", ()), *self.attack)))
+
+
+def _as_list(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _distinct_specs(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        parse(text)
+    if len(set(value)) < len(value):
+        raise ValueError("the same entry is given twice")
+    return value
+
+
+_Config = TypeVar("_Config", bound=RunConfig)
+
+
+def make_config(kind: type[_Config], values: dict[str, Any], source: str = "options") -> _Config:
+    """Return the validated configuration of `values`, of a `kind` of job.
 
     Raises:
         InputError: every mistake at once, each with its field's path and what is accepted.
     """
     try:
-        return ScoreConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
+        lines = [_explain(dict(problem), kind) for problem in error.errors()]
         raise InputError(f"{source}:\n  " + "\n  ".join(lines)) from error
 
 
 def load_config(
-    path: Path, overrides: dict[str, Any], defaults: dict[str, Any] | None = None
-) -> ScoreConfig:
+    kind: type[_Config],
+    path: Path,
+    overrides: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
+) -> _Config:
     """Return the configuration in a YAML file: `overrides` (flags given) over it over `defaults`.
 
     Raises:
@@ -137,14 +253,16 @@ def load_config(
         raise InputError(
             f"{path}: expected a mapping of option names, found {type(values).__name__}"
         )
-    return make_config((defaults or {}) | values | overrides, str(path))
+    return make_config(kind, (defaults or {}) | values | overrides, str(path))
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any], kind: type[RunConfig]) -> str:
     path = ".".join(str(piece) for piece in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{path}: no such option{near_miss(path, ScoreConfig.model_fields)}"
+        return f"{path}: no such option{near_miss(path, kind.model_fields)}"
     if problem["type"] == "missing":
         return f"{path}: must be given"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
     return f"{path}: {message}, found {problem['input']!r}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,44 @@ from raybench.core.catalog import open_dataset
 from raybench.core.errors import RaybenchError
 from raybench.core.keys import digest, slug
 from raybench.core.results import ModelScore, ScoreTable
+from raybench.core.robustness import AttackScore, AttackTable
 from raybench.core.spec import parse
 from raybench.core.types import Dataset
 from raybench.evaluations.lime import LimeEvaluation
 from raybench.evaluations.readings import parse_reading
+from raybench.reports.disagreement_figures import fig5_disagreement
 from raybench.reports.figures import Panel, fig1_scores, fig2_explanations
+from raybench.reports.noise_figures import NoiseCurve, fig6_noise, shown_rows
+from raybench.reports.sparsity import explanation_sparsity, sparsity_json, sparsity_markdown
 from raybench.reports.tables import as_json, as_markdown, write_csv
 from raybench.sinks.parts import write_atomically
 from raybench.sinks.store import load_rows, read_manifest
 
-__all__ = ["report_folder", "table_key", "write_reports"]
+__all__ = ["Published", "publish_scores", "report_folder", "table_key", "write_reports"]
 
 _PANELS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What stored results came to: ranked tables, their files, and each measurement's own.
+
+    `rows` pairs the headline of every measurement with the files that belong to it.
+    """
+
+    tables: tuple[ScoreTable | AttackTable, ...]
+    rows: tuple[tuple[ModelScore | AttackScore, tuple[Path, ...]], ...]
+    files: tuple[Path, ...]
+
+
+def publish_scores(out: Path, tables: Sequence[ScoreTable], dataset: Dataset | None) -> Published:
+    """Write the reports of `tables` and return what there is; see `write_reports`."""
+    files = write_reports(out, tables, dataset)
+    return Published(
+        tables=tuple(tables),
+        rows=tuple((row, tuple(files[table_key(table)])) for table in tables for row in table.rows),
+        files=tuple(path for paths in files.values() for path in paths),
+    )
 
 
 def table_key(table: ScoreTable) -> str:
@@ -52,13 +79,18 @@ def write_reports(
         if not table.shown:
             continue
         folder = report_folder(out, table)
-        content = json.dumps(as_json(table), indent=1, allow_nan=False)
+        sparsity = explanation_sparsity(out, table)
+        values = as_json(table) | {"sparsity": sparsity_json(sparsity)}
+        content = json.dumps(values, indent=1, allow_nan=False)
+        pages = [as_markdown(table), sparsity_markdown(table, sparsity)]
         write_atomically(folder / "scores.json", content.encode())
-        write_atomically(folder / "scores.md", as_markdown(table).encode())
+        write_atomically(folder / "scores.md", "\n".join(filter(None, pages)).encode())
         written = [folder / "scores.json", folder / "scores.md"]
         written.append(write_csv(table, folder / "scores.csv"))
         written += fig1_scores(table, folder / "fig1")
         written += _fig2(out, table, dataset, folder / "fig2")
+        written += fig5_disagreement(table, folder / "fig5_disagreement")
+        written += fig6_noise(_noise_curves(out, table), folder / "fig6_noise", table)
         files[table_key(table)] = written
     return files
 
@@ -117,3 +149,22 @@ def _fig2(out: Path, table: ScoreTable, dataset: Dataset | None, stem: Path) -> 
             )
         )
     return fig2_explanations(panels, stem, reading=table.reading) if panels else []
+
+
+def _noise_curves(out: Path, table: ScoreTable) -> list[NoiseCurve]:
+    """Return what fig6 draws of each model it shows, read from the stored rows."""
+    # A mask is scored by its area, its noise is known of the weights behind it: two units.
+    known = parse(table.reading).scheme != "mask"
+    curves = []
+    for row in shown_rows(table):
+        folder = out / row.folder
+        scores = load_rows(folder, read_manifest(folder), ("score",)).column("score")
+        curves.append(
+            NoiseCurve(
+                model=row.model.name,
+                scores=scores.cast("float64").to_numpy(),
+                noise_floor=row.noise_floor if known else None,
+                corrected=row.corrected if known else None,
+            )
+        )
+    return curves

@@ -7,9 +7,10 @@ from typing import Any
 
 import typer
 
-from raybench.cli import invoke, read_options, run_score, scoring_command
+from raybench.cli import invoke, run_job
 from raybench.config import ScoreConfig
 from raybench.core.errors import InputError
+from raybench.options import configured, read_options
 
 __all__ = ["run_recipe"]
 
@@ -32,13 +33,13 @@ def run_recipe(
     """
 
     def body(config: ScoreConfig, as_json: bool, quiet: bool) -> int:
-        code = run_score(config, as_json=as_json, quiet=quiet)
+        code = run_job(config, as_json=as_json, quiet=quiet)
         if and_then is None or config.models != tuple(defaults.get("models", ())):
             return code
         settings = config.model_dump(exclude_unset=True) | dict(and_then(config.data))
         second = ScoreConfig.model_validate(settings)
         try:
-            return max(code, run_score(second, as_json=as_json, quiet=quiet))
+            return max(code, run_job(second, as_json=as_json, quiet=quiet))
         except InputError as error:
             print(f"left out the second table: {error}", file=sys.stderr)
             return code
@@ -47,11 +48,13 @@ def run_recipe(
 
     def complete(config: Path | None, given: Mapping[str, Any]) -> ScoreConfig:
         if models_for is None:
-            return read_options(config, given, defaults)
+            return read_options(ScoreConfig, config, given, defaults)
         # The models depend on the dataset, which only the options together decide.
-        probe = read_options(config, given, {**defaults, "models": ("zoo:mlp2",)})
-        return read_options(config, given, {**defaults, "models": models_for(probe.data)})
+        probe = read_options(ScoreConfig, config, given, {**defaults, "models": ("zoo:mlp2",)})
+        return read_options(
+            ScoreConfig, config, given, {**defaults, "models": models_for(probe.data)}
+        )
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(scoring_command(body, defaults, complete))
+    app.command()(configured(ScoreConfig, body, defaults, complete))
     return invoke(app, arguments)

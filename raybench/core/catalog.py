@@ -14,7 +14,7 @@ from raybench.core.errors import SpecError, near_miss
 from raybench.core.spec import Spec, parse
 from raybench.core.types import Access, Dataset, Model
 
-__all__ = ["DATASETS", "MODELS", "Entry", "load_model", "model_schemes", "open_dataset"]
+__all__ = ["DATASETS", "MODELS", "SUITES", "Entry", "load_model", "model_schemes", "open_dataset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,13 @@ MODELS: Mapping[str, Entry] = {
         "raybench.models.zoo:load",
         "the built-in six (mlp2, cnn3, cnn5; each plain and -adv), trained on first use and cached",
         "zoo:cnn3-adv",
+        Access.INTERNALS,
+    ),
+    "control": Entry(
+        "raybench.models.controls:load",
+        "known-broken defences for checking attacks (zero gradient, distilled, label-only, "
+        "randomised, FGSM-trained)",
+        "control:zero-gradient",
         Access.INTERNALS,
     ),
     "robustbench": Entry(
@@ -144,6 +151,16 @@ DATASETS: Mapping[str, Entry] = {
         "npz:/data/test.npz?images=images&labels=labels",
     ),
 }
+
+
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "autoattack": ("autoattack",),
+    "autoattack-plus": ("autoattack?version=plus",),
+    "autoattack-rand": ("autoattack?version=rand",),
+    "fast": ("apgd-ce?steps=20", "apgd-t?steps=20&num_targets=3"),
+    "checklist": ("pgd", "apgd-ce", "apgd-t", "square", "noise"),
+}
+"""Named lists of attacks for ``raybench robust-acc --suite``."""
 
 
 def model_schemes() -> dict[str, Entry]:

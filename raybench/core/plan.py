@@ -37,6 +37,11 @@ class Evaluation(Protocol):
         """The lowest access level it can work with."""
         ...
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether its batches must carry labels. Scoring never sees any."""
+        ...
+
     def canonical(self) -> str:
         """Return the spec string that names these settings completely."""
         ...
@@ -58,16 +63,21 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One model, one selection of images, one evaluation, one seed."""
+    """One model, one selection of images, one evaluation, one seed.
+
+    `labels` is a digest of the labels where the evaluation needs them, else empty: other labels
+    are another measurement.
+    """
 
     model: ModelInfo
     dataset: DatasetInfo
     evaluation: Evaluation
     seed: int
+    labels: str = ""
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that make results comparable bit for bit, as JSON values."""
-        return {
+        facts: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "model": {
                 "name": self.model.name,
@@ -78,6 +88,7 @@ class Measurement:
             "evaluation": self.evaluation.canonical(),
             "seed": self.seed,
         }
+        return facts | ({"labels": self.labels} if self.labels else {})
 
     @property
     def key(self) -> str:
@@ -133,12 +144,12 @@ def part_name(measurement_key: str, shard: Shard) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A run's work: every measurement is over the same selection, cut into the same shards.
+    """A run's work: every measurement is over the same selection of images.
 
     Attributes:
         out: output folder (absolute path).
         measurements: what to compute.
-        shard_size: images in a shard.
+        shard_size: images in a shard, where a task names no other size.
         batch_size: model queries in one forward call; 0 chooses by image size. It changes no
             result beyond float32 rounding and is no part of any key.
         cpu_threads: torch threads of each worker.

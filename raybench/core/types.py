@@ -57,7 +57,8 @@ class ModelInfo:
         num_classes: K, the number of columns of its scores.
         fingerprint: SHA-256 hex over weights and architecture; identifies results.
         normalisation: what happens to [0, 1] pixels inside the model, as text ("none", "mean ...").
-        details: further facts worth recording (source, training, parameters), as text.
+        details: further facts worth recording (source, training, parameters), as text; one called
+            "warning" is shown beside every result.
     """
 
     spec: str
@@ -116,12 +117,14 @@ class Batch:
         sources: where each came from (file name or array position) [N].
         images: float32 [N, C, H, W] in [0, 1], on the CPU.
         failures: the samples of the request that could not be read.
+        labels: true classes [N] int64 for an evaluation that needs them, else None.
     """
 
     ids: tuple[str, ...]
     sources: tuple[str, ...]
     images: "Tensor"
     failures: tuple[Failure, ...] = ()
+    labels: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raybench.core.errors import InputError
 from raybench.core.types import Access, Model
 from raybench.evaluations.rows import NOT_FINITE
+from raybench.kernels.batches import in_batches
 from raybench.kernels.compose import constant_fill, segment_mean_fill
 from raybench.kernels.designs import hadamard_masks
 from raybench.kernels.draws import bits, stream
@@ -117,6 +119,10 @@ def explain_image(
     """Return the explanation of `image` [C, H, W] under `reading`, or why there is none."""
     image = image.to(model.device)
     segments = reading.segment(image.cpu(), sample_id, seed).to(model.device)
+    try:
+        reading.check_design(int(segments.max()) + 1)
+    except InputError as error:
+        return str(error)  # this image has more segments than the first ones, which a job tries
     ask = _gaussian if reading.gaussian else _masked
     features, scores = ask(reading, model, image, segments, sample_id, seed, batch_size)
     label = int(scores[0].argmax())
@@ -148,7 +154,6 @@ def _masked(
 ) -> tuple[Tensor, Tensor]:
     """Return the masks [M, S] and the scores [M, K] of the copies they make."""
     count = int(segments.max()) + 1
-    reading.check_design(count)
     if reading.design == "hadamard":
         masks = hadamard_masks(stream(seed, "hadamard", sample_id), reading.samples, count)
     else:
@@ -177,22 +182,22 @@ def _gaussian(
     """Return the displacements [M, d] and the scores [M, K]; row 0 is the image itself."""
     del segments
     assert reading.sigma is not None, "call resolved() first"
-    cells = reading.cells
+    sigma, cells = reading.sigma, reading.cells
     columns = image.shape[0] * cells * cells if cells else image.numel()
     noise = normals(stream(seed, "gaussian", sample_id), (reading.samples, columns))
     noise[0] = 0.0
     noise = noise.to(image.device)
     answer = scores_of(model)
-    features, scores = [], []
-    for start in range(0, reading.samples, batch_size):
-        part = noise[start : start + batch_size]
+
+    def ask(part: slice) -> tuple[Tensor, Tensor]:
         copies = (
-            coarse_gaussian(image, part, reading.sigma, cells)
+            coarse_gaussian(image, noise[part], sigma, cells)
             if cells
-            else pixel_gaussian(image, part, reading.sigma)
+            else pixel_gaussian(image, noise[part], sigma)
         )
-        features.append(copies.features)
-        scores.append(answer(copies.images).to(torch.float64))
+        return copies.features, answer(copies.images).to(torch.float64)
+
+    features, scores = zip(*in_batches(reading.samples, batch_size, ask), strict=True)
     return torch.cat(features), torch.cat(scores)
 
 

@@ -97,6 +97,8 @@ class LimeEvaluation:
                 raise SpecError(f"the reading {self.reading} has no option {name}")
         number = self.fill is not None and self.fill not in ("mean", "blur")
         in_range = not number or 0 <= float(self.fill or 0) <= 1
+        # A regression on displacements cannot tell its noise from fewer than 3 copies.
+        least = 3 if self.gaussian else 2
         rules = (
             (in_range, "fill", "mean, blur or a number in [0, 1]"),
             (self.design in (None, *_DESIGNS), "design", " or ".join(_DESIGNS)),
@@ -105,12 +107,16 @@ class LimeEvaluation:
                 "segmentation",
                 " or ".join(_SEGMENTATIONS),
             ),
-            (2 <= self.samples <= 1_000_000, "samples", "in 2..1000000"),
-            (0 < self.alpha < math.inf, "alpha", "a number above 0"),
+            (least <= self.samples <= 1_000_000, "samples", f"in {least}..1000000"),
+            (_finite(self.alpha), "alpha", "a finite number above 0"),
             (self.cells is None or self.cells >= 1, "cells", "at least 1"),
             (self.count is None or self.count >= 1, "count", "at least 1"),
-            (self.sigma is None or self.sigma > 0, "sigma", "above 0"),
-            (self.kernel_size is None or self.kernel_size > 0, "kernel_size", "above 0"),
+            (_finite(self.sigma), "sigma", "a finite number above 0"),
+            (
+                self.kernel_size is None or 1 <= self.kernel_size < math.inf,
+                "kernel_size",
+                "a finite number of at least 1",
+            ),
         )
         for holds, name, rule in rules:
             if not holds:
@@ -129,6 +135,10 @@ class LimeEvaluation:
     def requires(self) -> Access:
         needs = {"logit_pred": Access.LOGITS, "onehot": Access.LABELS}
         return needs.get(self.target, Access.SCORES)
+
+    @property
+    def needs_labels(self) -> bool:
+        return False
 
     def canonical(self) -> str:
         fill = self.fill
@@ -175,13 +185,23 @@ class LimeEvaluation:
         if self.segmentation == "quickshift":
             if self.cells or self.count:
                 raise SpecError("quickshift has neither cells nor count; choose slic or grid")
+            if self.kernel_size and self.kernel_size > side:
+                raise InputError(
+                    f"reading {self.canonical()}: kernel_size must be at most {side}, the side of "
+                    f"images of {shape[1]}x{shape[2]} pixels"
+                )
             return replace(self, kernel_size=self.kernel_size or (4.0 if side >= 128 else 1.0))
         if self.kernel_size:
             raise SpecError("kernel_size belongs to segmentation=quickshift")
         if self.segmentation == "slic":
             if self.cells:
                 raise SpecError("cells belong to segmentation=grid; slic takes count")
-            return replace(self, count=self.count or 64)
+            if self.count and self.count > shape[1] * shape[2]:
+                raise InputError(
+                    f"reading {self.canonical()}: count must lie in 1..{shape[1] * shape[2]} for "
+                    f"images of {shape[1]}x{shape[2]} pixels"
+                )
+            return replace(self, count=self.count or min(64, shape[1] * shape[2]))
         if self.count:
             raise SpecError("count belongs to segmentation=slic")
         cells = self._cells(shape)
@@ -205,11 +225,13 @@ class LimeEvaluation:
         return cells
 
     def check_design(self, segments: int) -> None:
-        """Refuse fewer samples than `segments` features can be fitted from.
+        """Refuse fewer samples than `segments` features switched on and off can be fitted from.
 
         Raises:
             InputError: the samples or the design cannot carry that many segments.
         """
+        if self.gaussian:
+            return
         if self.design == "hadamard":
             power = self.samples & (self.samples - 1) == 0
             if not power or segments > self.samples // 2 - 1:
@@ -218,9 +240,10 @@ class LimeEvaluation:
                     f"least {2 * segments + 2} samples for {segments} segments"
                 )
         elif self.samples < segments + 2:
+            what = "superpixels" if self.cells is None else "cells"
             raise InputError(
-                f"reading {self.canonical()}: {self.samples} samples cannot fit {segments} "
-                f"cells; use --samples {2 * segments} or more, or fewer cells"
+                f"reading {self.canonical()}: {self.samples} samples cannot fit {segments} {what}; "
+                f"use --samples {2 * segments} or more, or fewer {what}"
             )
 
     def segment(self, image: Tensor, sample_id: str, seed: int) -> Tensor:
@@ -288,3 +311,8 @@ class LimeEvaluation:
     ) -> Explanation | str:
         with torch.inference_mode():
             return explain_image(self, model, image, sample_id, seed=seed, batch_size=batch_size)
+
+
+def _finite(value: float | None) -> bool:
+    """Return whether `value`, where it is given, is a finite number above 0."""
+    return value is None or 0 < value < math.inf

@@ -1,4 +1,4 @@
-"""The two figures of a run: scores with their intervals, and explanations side by side.
+"""The first two figures of a run: scores with their intervals, and explanations side by side.
 
     fig1_scores(table, Path("out/fig1"))                        # fig1.png, fig1.svg
     fig2_explanations(panels, Path("out/fig2"), reading="grid")
@@ -7,6 +7,7 @@ Drawn with matplotlib's objects alone, so that no global state is touched; the s
 same SVG bytes. Shapes: C channels, H height, W width, S segments.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,20 @@ from raybench.metrics.sparsity import area_fractions, mask_values
 from raybench.reports.tables import number
 
 __all__ = [
+    "DPI",
     "MASK_COLOURS",
+    "STYLE",
+    "TALLEST",
+    "WIDTH",
     "Panel",
     "draw_explanations",
     "draw_scores",
     "fig1_scores",
     "fig2_explanations",
     "mask_values",
+    "plain",
+    "save",
+    "wrapped",
 ]
 
 # Negative, zero, positive, in the colours of the paper's figure (spec 01 section 1.5).
@@ -47,11 +55,11 @@ _STANDARD = "#0072B2"
 _ADVERSARIAL = "#E8743B"
 _HATCH = "///"
 _SUFFIX = "-adv"
-_DPI = 150
-_WIDTH = 8.0  # inches: 1,200 pixels
+DPI = 150
+WIDTH = 8.0  # inches: 1,200 pixels
 _MOST_PAIRS = 8
-_TALLEST = 400.0  # inches; Agg draws at most 65,536 pixels
-_STYLE: dict[Any, Any] = {
+TALLEST = 400.0  # inches; Agg draws at most 65,536 pixels
+STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "raybench",
@@ -103,9 +111,9 @@ def fig1_scores(table: ScoreTable, path_stem: Path) -> list[Path]:
 
     Returns an empty list where no model has a score.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = draw_scores(table)
-        return [] if figure is None else _save(figure, path_stem)
+        return [] if figure is None else save(figure, path_stem)
 
 
 def draw_scores(table: ScoreTable) -> Figure | None:
@@ -134,7 +142,7 @@ def _pairs(rows: Sequence[ModelScore]) -> list[tuple[ModelScore, ModelScore]]:
 
 
 def _title(table: ScoreTable) -> str:
-    return (
+    return wrapped(
         f"brittle-score on {table.dataset.name}, reading {table.reading}\n"
         f"n = {table.dataset.size:,} images, k = {table.samples:,} samples, seed {table.seed}; "
         "whiskers: 95 % CI over images"
@@ -156,7 +164,7 @@ def _interval(row: ModelScore) -> tuple[float, float] | None:
 
 
 def _paired_bars(table: ScoreTable, pairs: Sequence[tuple[ModelScore, ModelScore]]) -> Figure:
-    figure = Figure(figsize=(_WIDTH, 4.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     width = 0.38
     for side, (label, colour, hatch) in enumerate(
@@ -190,13 +198,13 @@ def _paired_bars(table: ScoreTable, pairs: Sequence[tuple[ModelScore, ModelScore
     axes.set_ylim(0, axes.dataLim.y1 * 1.12 or 1)
     axes.set_title(_title(table), fontsize=10, loc="left")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    _plain(axes, "y")
+    plain(axes, "y")
     return figure
 
 
 def _ranked_bars(table: ScoreTable, rows: Sequence[ModelScore]) -> Figure:
-    height = min(1.5 + 0.27 * len(rows), _TALLEST)
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    height = min(1.5 + 0.27 * len(rows), TALLEST)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     ordered = sorted(rows, key=_value)
     places = np.arange(len(ordered))
@@ -238,11 +246,18 @@ def _ranked_bars(table: ScoreTable, rows: Sequence[ModelScore]) -> Figure:
             frameon=False,
             fontsize=8,
         )
-    _plain(axes, "x")
+    plain(axes, "x")
     return figure
 
 
-def _plain(axes: Axes, scale: str) -> None:
+def wrapped(text: str, letters: int = 99) -> str:
+    """Return `text`, its lines broken to `letters`: what `WIDTH` holds at 10 points."""
+    lines = [textwrap.fill(line, letters, break_on_hyphens=False) for line in text.splitlines()]
+    return "\n".join(lines)
+
+
+def plain(axes: Axes, scale: str) -> None:
+    """Leave `axes` two spines, and a grid behind the data along `scale`, x or y."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis="y" if scale == "y" else "x", color="0.88", linewidth=0.8)
@@ -258,11 +273,11 @@ def fig2_explanations(
     relative: float | None = None,
 ) -> list[Path]:
     """Write the explanations of `draw_explanations` as PNG and SVG and return their paths."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = draw_explanations(
             panels, reading=reading, top=top, min_weight=min_weight, relative=relative
         )
-        return _save(figure, path_stem)
+        return save(figure, path_stem)
 
 
 def draw_explanations(
@@ -292,12 +307,12 @@ def draw_explanations(
     if not names or any(list(panel.weights) != names for panel in panels):
         raise ValueError("panels must be one or more, all with the same models in the same order")
     columns = 3 * len(names)
-    width = max(_WIDTH, 1.42 * columns)
+    width = max(WIDTH, 1.42 * columns)
     shape = panels[0].segments.shape
     cell = 0.88 * width / columns * float(np.clip(shape[0] / shape[1], 0.4, 2.5))
     head, foot, gap = 0.95, 0.55, 0.35
     height = head + foot + cell * len(panels) + gap * (len(panels) - 1)
-    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure = Figure(figsize=(width, height), dpi=DPI)
     # A thin empty column parts the models.
     ratios = ([1.0] * 3 + [0.12]) * len(names)
     grid = GridSpec(
@@ -379,7 +394,7 @@ def _frame(figure: Figure, reading: str, threshold: str) -> None:
     )
 
 
-def _save(figure: Figure, path_stem: Path) -> list[Path]:
+def save(figure: Figure, path_stem: Path) -> list[Path]:
     """Write PNG and SVG beside each other, without dates or versions, and return their paths."""
     FigureCanvasAgg(figure)
     path_stem.parent.mkdir(parents=True, exist_ok=True)

@@ -7,22 +7,27 @@ description of explanations, so no wording here says more than that about a mode
 """
 
 import csv
-import io
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from raybench.core.errors import StoreError
 from raybench.core.results import ModelScore, ScoreTable
+from raybench.reports.layout import (
+    GAP,
+    WIDTH,
+    draw,
+    hide_remote,
+    markdown,
+    page_text,
+    print_page,
+    shorten,
+)
+from raybench.reports.notes import comparisons, footnotes, ordered
 
 __all__ = [
     "as_json",
@@ -36,10 +41,7 @@ __all__ = [
     "write_csv",
 ]
 
-_WIDTH = 100
 _NONE = "-"
-_MANY = 5
-_GAP = 2  # what the box puts between two columns
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -72,34 +74,28 @@ def _title(table: ScoreTable) -> str:
         f"k = {table.samples:,}",
         f"seed {table.seed}",
     ]
-    against = set(_comparisons(table).values())
+    against = set(comparisons(table).values())
     if len(against) == 1:
         parts.append(f"R.I. against {against.pop()}")
     return " · ".join(parts)
 
 
-def _comparisons(table: ScoreTable) -> dict[str, str]:
-    """Return which model each model with an R.I. is compared with, itself left out."""
-    return {
-        row.model.name: row.baseline
-        for row in table.rows
-        if row.ri is not None and row.baseline is not None and row.baseline != row.model.name
-    }
+# What a table leaves out while it is wider than the page, in this order; all of it is in Markdown,
+# CSV and JSON. The normalised score with its interval and the noise stay.
+_DISPENSABLE = ("R.I. intervals", "images/s", "queries", "clean %", "R.I. %")
+
+Column = tuple[str, Callable[[ModelScore], str]]
 
 
-def _ordered(table: ScoreTable) -> list[ModelScore]:
-    """Return the rows with those that have no score at the bottom, order kept otherwise."""
-    return sorted(table.rows, key=lambda row: row.status != "complete")
-
-
-def _columns(
-    table: ScoreTable, *, compact: bool = False
-) -> list[tuple[str, Callable[[ModelScore], str]]]:
+def _columns(table: ScoreTable, left_out: Sequence[str] = ()) -> list[Column]:
     """Return each column's heading and what it shows of a row.
 
-    `compact` leaves out the interval of R.I., the widest thing a reader finds elsewhere.
+    Args:
+        table: the scores.
+        left_out: those of `_DISPENSABLE` to do without.
     """
-    comparisons = _comparisons(table)
+    pairs = comparisons(table)
+    bare = "R.I. intervals" in left_out
 
     def rank(row: ModelScore) -> str:
         return _NONE if row.rank is None else f"{row.rank}{'=' if row.tied else ''}"
@@ -111,194 +107,131 @@ def _columns(
 
     def gain(row: ModelScore) -> str:
         name = row.model.name
-        if name not in comparisons:
-            return "baseline" if name in comparisons.values() else _NONE
-        return number(row.ri) if compact else interval(row.ri, row.ri_low, row.ri_high)
+        if name not in pairs:
+            return "baseline" if name in pairs.values() else _NONE
+        return number(row.ri) if bare else interval(row.ri, row.ri_low, row.ri_high)
 
     def accuracy(row: ModelScore) -> str:
         return number(None if row.clean_accuracy is None else 100 * row.clean_accuracy)
 
     def normalised(row: ModelScore) -> str:
-        if compact:
-            return number(row.normalised)
         return interval(row.normalised, row.normalised_low, row.normalised_high)
 
-    columns: list[tuple[str, Callable[[ModelScore], str]]] = [
-        ("rank", rank),
-        ("model", lambda row: row.model.name),
-    ]
+    columns: list[Column] = [("rank", rank), ("model", lambda row: row.model.name)]
     if any(row.normalised is not None for row in table.rows):
-        columns.append(("normalised" if compact else "normalised [95 % CI]", normalised))
+        columns.append(("normalised [95 % CI]", normalised))
     columns.append(("brittle-score [95 % CI]", score))
-    if not compact and any(row.noise_floor is not None for row in table.rows):
+    if any(row.noise_floor is not None for row in table.rows):
         columns.append(("noise", lambda row: number(row.noise_floor, 2)))
-    if comparisons:
-        columns.append(("R.I. %" if compact else "R.I. % [95 % CI]", gain))
-    if any(row.clean_accuracy is not None for row in table.rows):
+    if pairs and "R.I. %" not in left_out:
+        columns.append(("R.I. %" if bare else "R.I. % [95 % CI]", gain))
+    if any(row.clean_accuracy is not None for row in table.rows) and "clean %" not in left_out:
         columns.append(("clean %", accuracy))
-    return [
-        *columns,
-        ("queries", lambda row: f"{row.queries:,}"),
-        ("images/s", lambda row: number(row.images_per_second, 3)),
-    ]
+    if "queries" not in left_out:
+        columns.append(("queries", lambda row: f"{row.queries:,}"))
+    if "images/s" not in left_out:
+        columns.append(("images/s", lambda row: number(row.images_per_second, 3)))
+    return columns
 
 
-def _list(items: Sequence[str], separator: str = ", ") -> str:
-    """Return `items` in a row, the tail of a long list as its length."""
-    shown = separator.join(items[:_MANY])
-    return f"{shown} and {len(items) - _MANY} more" if len(items) > _MANY else shown
+def _dispensable(table: ScoreTable) -> list[str]:
+    """Return those of `_DISPENSABLE` that the table has."""
+    absent = set()
+    if all(row.ri_low is None or row.ri_high is None for row in table.rows):
+        absent.add("R.I. intervals")
+    if not comparisons(table):
+        absent |= {"R.I. intervals", "R.I. %"}
+    if all(row.clean_accuracy is None for row in table.rows):
+        absent.add("clean %")
+    return [name for name in _DISPENSABLE if name not in absent]
 
 
-_RANKED = {
-    "normalised": "the normalised score",
-    "score": "the brittle-score",
-    "matched": "the brittle-score at equal mean confidence",
-}
-
-
-def _temperature(rows: Sequence[ModelScore]) -> list[str]:
-    """Return whether halving or doubling all logits would reorder the scores (spec 01 T7)."""
-    known = [
-        (row.score, row.temperature_half, row.temperature_double)
-        for row in rows
-        if row.score is not None
-        and row.temperature_half is not None
-        and row.temperature_double is not None
-    ]
-    if len(known) < 2:
-        return []
-    changes = [
-        max(half, double) / min(half, double) for _, half, double in known if min(half, double) > 0
-    ]
-    orders = {tuple(np.argsort(column, kind="stable")) for column in zip(*known, strict=True)}
-    verdict = "keeps" if len(orders) == 1 else "changes"
-    size = f" and moves single scores up to {max(changes):.1f} times" if changes else ""
-    return [
-        f"Halving or doubling every model's logits, which changes no prediction, {verdict} the "
-        f"order of the brittle-scores{size}."
-    ]
-
-
-def footnotes(table: ScoreTable) -> list[str]:
-    """Return the sentences that belong under the table: ties, gaps, warnings, errors."""
-    rows = _ordered(table)
-    complete = [row for row in rows if row.status == "complete"]
-    notes = [
-        f"Ranked by {_RANKED[table.rank_by]}: lower = less brittle under this reading; other "
-        "readings may rank otherwise."
-    ]
-    sources = sorted({row.normalised_by for row in complete if row.normalised_by})
-    if sources:
-        notes.append(
-            f"normalised: {', '.join(sources)}; no rescaling of the logits changes it. "
-            "brittle-score: Eq. 2 of the paper, which every rescaling changes."
-        )
-    notes += _temperature(complete)
-    ties = [f"{row.model.name} with {_list(row.tied)}" for row in complete if row.tied]
-    if ties:
-        notes.append(
-            "= tied: the paired 95 % interval of the difference contains zero: "
-            f"{_list(ties, '; ')}."
-        )
-    comparisons = _comparisons(table)
-    if len(set(comparisons.values())) > 1:
-        pairs = [f"{name} with {other}" for name, other in comparisons.items()]
-        notes.append(f"R.I. compares {_list(pairs, '; ')}.")
-    notes.extend(
-        f"{row.model.name}: {row.unscored:,} images could not be scored and count in no mean."
-        for row in complete
-        if row.unscored
-    )
-    warned: dict[str, list[str]] = {}
-    for row in rows:
-        for warning in row.warnings:
-            warned.setdefault(warning, []).append(row.model.name)
-    for warning, names in warned.items():
-        whom = "all models" if len(names) == len(rows) > 1 else _list(names)
-        notes.append(f"{whom}: {warning}")
-    for row in rows:
-        if row.status != "complete":
-            reason = " ".join((row.error or "no score is published").split())
-            notes.append(f"{row.model.name} is {row.status}: {reason}")
+def _costs(table: ScoreTable, left_out: Sequence[str]) -> list[str]:
+    """Return what is left out, and in words the costs among it."""
+    rows = [row for row in ordered(table) if row.status == "complete"]
+    notes = []
+    if left_out:
+        notes.append(f"Left out for want of width: {', '.join(left_out)}; the reports have them.")
+    if "queries" in left_out and rows:
+        counts = {f"{row.queries:,}" for row in rows}
+        each = [f"{row.model.name} {row.queries:,}" for row in rows]
+        notes.append(f"Queries: {counts.pop() if len(counts) == 1 else shorten(each)} a model.")
+    if "images/s" in left_out and rows:
+        each = [f"{row.model.name} {number(row.images_per_second, 3)}" for row in rows]
+        notes.append(f"Images/s: {', '.join(each)}.")
     return notes
 
 
-def ranked_table(table: ScoreTable, *, width: int = _WIDTH) -> Table:
+def ranked_table(table: ScoreTable, *, width: int = WIDTH) -> Table:
     """Return the table for a terminal `width` columns wide, best first, missing scores last.
 
-    Ties carry ``=`` behind the rank. Warnings and errors are in the caption. Where the names would
-    not fit, the interval of R.I. is left out; CSV, JSON and Markdown always have it.
+    Ties carry ``=`` behind the rank. Warnings and errors are in the caption, and so is what the
+    width has no room for (`_DISPENSABLE`).
     """
-    columns = _columns(table)
-    rows = _ordered(table)
-    widths = [max(len(head), *(len(show(row)) for row in rows), 0) for head, show in columns]
-    compact = sum(widths) + _GAP * len(widths) > width
-    if compact:
-        columns = _columns(table, compact=True)
-    drawn = Table(
-        title=Text(_title(table), style="bold"),
-        title_justify="left",
-        caption=Text("\n".join(footnotes(table)), style="dim"),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 0) if compact else (0, _GAP - 1, 0, 0),
+    rows, present = ordered(table), _dispensable(table)
+    for count, gap in [(0, GAP), *((count, 1) for count in range(len(present) + 1))]:
+        left_out = present[:count]
+        columns = _columns(table, left_out)
+        widths = [max(len(head), *(len(show(row)) for row in rows), 0) for head, show in columns]
+        if sum(widths) + gap * len(widths) <= width:
+            break
+    return draw(
+        _title(table),
+        [heading for heading, _ in columns],
+        [[show(row) for _, show in columns] for row in rows],
+        footnotes(table) + _costs(table, left_out),
+        wrong=[row.status != "complete" for row in rows],
+        tight=gap == 1,
     )
-    for heading, _ in columns:
-        if heading == "model":
-            drawn.add_column(heading, overflow="fold", min_width=8)
-        else:
-            drawn.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        style = None if row.status == "complete" else "red"
-        drawn.add_row(*(Text(show(row)) for _, show in columns), style=style)
-    return drawn
-
-
-def _page(console: Console, table: ScoreTable) -> None:
-    console.print(ranked_table(table, width=console.width))
 
 
 def print_table(table: ScoreTable) -> None:
     """Print the table on stdout, in colour and as wide as the terminal where it is one."""
-    if sys.stdout.isatty():
-        _page(Console(), table)
-    else:
-        print(as_text(table), end="")
+    print_page(lambda width: ranked_table(table, width=width))
 
 
 def as_text(table: ScoreTable) -> str:
     """Return the table as plain text of at most 100 columns, without colours."""
-    page = io.StringIO()
-    _page(Console(file=page, width=_WIDTH, color_system=None, force_terminal=False), table)
-    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
+    return page_text(lambda width: ranked_table(table, width=width))
 
 
 def as_markdown(table: ScoreTable) -> str:
-    """Return the table in GitHub's Markdown, footnotes as a list."""
+    """Return the table in GitHub's Markdown, footnotes as a list, and what a terminal leaves out.
+
+    That is R.I. over both denominators, and the scores at other logit scales (spec 01 T7).
+    """
     columns = _columns(table)
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join(
-        [
-            f"**{_title(table)}**",
-            "",
-            line([heading for heading, _ in columns]),
-            line(["---" if heading == "model" else "---:" for heading, _ in columns]),
-            *(line([show(row) for _, show in columns]) for row in _ordered(table)),
-            "",
-            *(f"- {note}" for note in footnotes(table)),
-            "",
-        ]
+    if comparisons(table):
+        place = next(i for i, (heading, _) in enumerate(columns) if heading.startswith("R.I. %"))
+        heading, show = columns[place]
+        columns[place] = (heading.replace("%", "% (Eq. 3)", 1), show)
+        columns.insert(place + 1, ("R.I. % over own score", _gain_over_own))
+    cells = [[show(row) for _, show in columns] for row in ordered(table)]
+    page = markdown(_title(table), [heading for heading, _ in columns], cells, footnotes(table))
+    scaled = [row for row in ordered(table) if row.temperature_half is not None]
+    if not scaled:
+        return page
+    scales = [
+        (row.temperature_half, row.score, row.temperature_double, row.matched) for row in scaled
+    ]
+    return (
+        page
+        + "\n"
+        + markdown(
+            "brittle-score with all logits times T, which changes no prediction",
+            ["model", "T = 0.5", "T = 1", "T = 2", "T of mean confidence 0.9"],
+            [
+                [row.model.name, *map(number, values)]
+                for row, values in zip(scaled, scales, strict=True)
+            ],
+            [],
+        )
     )
 
 
-def _hide_remote(spec: str) -> str:
-    """Return `spec` cut before a URI: only remote places carry credentials."""
-    head, mark, _ = spec.partition("://")
-    return f"{head}{mark}..." if mark else spec
+def _gain_over_own(row: ModelScore) -> str:
+    # The published column fits this denominator, not that of the paper's equation.
+    return number(row.ri_over_model if row.baseline != row.model.name else None)
 
 
 _NORMALISED_BOUNDS = ("normalised", "normalised_low", "normalised_high")
@@ -329,7 +262,7 @@ def _flat(row: ModelScore, redact: Callable[[str], str]) -> dict[str, Any]:
     return flat
 
 
-def as_json(table: ScoreTable, *, redact: Callable[[str], str] = _hide_remote) -> dict[str, Any]:
+def as_json(table: ScoreTable, *, redact: Callable[[str], str] = hide_remote) -> dict[str, Any]:
     """Return the table as plain values for strict JSON, one flat object per model, best first.
 
     Args:
@@ -346,13 +279,11 @@ def as_json(table: ScoreTable, *, redact: Callable[[str], str] = _hide_remote) -
         "samples": table.samples,
         "baseline": table.baseline,
         "rank_by": table.rank_by,
-        "models": [_flat(row, redact) for row in _ordered(table)],
+        "models": [_flat(row, redact) for row in ordered(table)],
     }
 
 
-def write_csv(
-    table: ScoreTable, path: Path, *, redact: Callable[[str], str] = _hide_remote
-) -> Path:
+def write_csv(table: ScoreTable, path: Path, *, redact: Callable[[str], str] = hide_remote) -> Path:
     """Write the models of `as_json` as CSV, in full precision, and return `path`.
 
     Absent values are empty cells; several ties or warnings in one cell are parted by `` | ``.

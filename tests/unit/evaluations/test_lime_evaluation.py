@@ -196,8 +196,8 @@ def test_probability_of_exactly_zero_leaves_the_margin_unknown() -> None:
         ("grid?samples=many", "invalid literal"),
         ("grid?kernel_size=2", "has no option kernel_size"),
         ("superpixel?cells=4", "quickshift has neither cells"),
-        ("grid?alpha=0", "alpha must be a number above 0"),
-        ("grid?alpha=inf", "alpha must be a number above 0"),
+        ("grid?alpha=0", "alpha must be a finite number above 0"),
+        ("grid?alpha=inf", "alpha must be a finite number above 0"),
         ("grid?cells=0", "cells must be at least 1"),
         ("grid:x", "expected reading"),
     ],
@@ -230,3 +230,33 @@ def test_fixed_grids_have_fixed_size_lists() -> None:
     assert pa.types.is_fixed_size_list(grid().schema().field("weights").type)
     loose = parse_reading("superpixel", samples=10, shape=SHAPE)
     assert pa.types.is_list(loose.schema().field("weights").type)
+
+
+@pytest.mark.parametrize("text", ["pixel-gauss?sigma=0.1", "coarse-gauss?cells=3", "grid"])
+def test_a_batch_that_does_not_fit_memory_is_halved(text: str) -> None:
+    asked = []
+
+    def small(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 5:
+            raise torch.OutOfMemoryError("does not fit")
+        asked.append(len(images))
+        return linear()(images)
+
+    evaluation = parse_reading(text, samples=50, shape=SHAPE)
+    rows = score(evaluation, toy_model(small), toy_batch(1), batch_size=40)
+    assert sum(asked) == 50
+    assert set(asked) == {5}
+    plain = score(evaluation, toy_model(linear()), toy_batch(1), batch_size=5)
+    assert rows.equals(plain)
+
+
+def test_an_image_with_more_superpixels_than_the_samples_carry_is_an_error_row() -> None:
+    shape = (1, 32, 32)
+    evaluation = parse_reading("superpixel?kernel_size=1", samples=12, shape=shape)
+    smooth = torch.linspace(0, 1, 32).expand(shape)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    batch = Batch(("a", "b"), ("a", "b"), torch.stack([smooth, noise]))
+    rows = score(evaluation, toy_model(linear(shape), shape=shape), batch).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "error"]
+    assert "12 samples cannot fit 18 superpixels" in rows[1]["error"]
+    assert rows[1]["score"] is None

@@ -71,7 +71,7 @@ def failed(name: str) -> ModelScore:
         key="a" * 64,
         folder=f"digits/{name}",
         status="failed",
-        error="out of\nmemory",
+        error="RuntimeError: out of memory\n  File 'worker.py', line 3, in call",
     )
 
 
@@ -95,7 +95,14 @@ TABLE = ScoreTable(
             clean_accuracy=0.9737,
             warnings=("5 % of images have fewer than 5 segments",),
         ),
-        row("cnn5", 0.0352, 2, tied=("cnn3-adv",), unscored=3),
+        row(
+            "cnn5",
+            0.0352,
+            2,
+            tied=("cnn3-adv",),
+            unscored=3,
+            warnings=("3 of 800 images could not be scored",),
+        ),
         row("cnn3", 0.04, 3),
     ),
 )
@@ -150,9 +157,106 @@ def test_text_ranks_and_puts_failures_at_the_bottom() -> None:
     assert "failed" in body[3]
     notes = " ".join(text.split())
     assert "cnn3-adv with cnn5; cnn5 with cnn3-adv" in notes
-    assert "cnn5: 3 images could not be scored" in notes
+    assert notes.count("images could not be scored") == 1
+    assert "cnn5: 3 of 800 images could not be scored" in notes
     assert "cnn3-adv: 5 % of images have fewer than 5 segments" in notes
-    assert "mlp2 is failed: out of memory" in notes
+    assert notes.endswith("mlp2 is failed: RuntimeError: out of memory")
+
+
+def test_a_traceback_is_told_by_the_line_that_names_the_error() -> None:
+    text = 'Traceback (most recent call last):\n  File "x.py", line 3, in call\nKeyError: 4\n'
+    lost = dataclasses.replace(failed("mlp2"), error=text)
+    assert "mlp2 is failed: KeyError: 4\n" in as_text(dataclasses.replace(TABLE, rows=(lost,)))
+
+
+def six(**more: object) -> ScoreTable:
+    """As the paper's six networks come out of the demo: every column known."""
+    rows = [
+        row(
+            name,
+            0.0117 + rank / 7919,
+            rank,
+            queries=400_000,
+            noise_floor=0.00381,
+            normalised=0.5230 + rank / 97,
+            normalised_low=0.4587,
+            normalised_high=0.5911,
+            baseline=name.removesuffix("-adv"),
+            ri=4.909 if "-adv" in name else 0.0,
+            ri_low=-9.241,
+            ri_high=17.82,
+            ri_over_model=5.162,
+            clean_accuracy=0.9667,
+            **more,
+        )
+        for rank, name in enumerate(("mlp2", "mlp2-adv", "cnn3", "cnn3-adv", "cnn5", "cnn5-adv"), 1)
+    ]
+    return dataclasses.replace(TABLE, rows=tuple(rows))
+
+
+def test_a_page_of_100_columns_keeps_the_normalised_interval_and_the_noise() -> None:
+    text = as_text(six())
+    assert max(map(len, text.splitlines())) <= 100
+    first = next(line for line in text.splitlines() if line.lstrip().startswith("1 "))
+    assert "0.5333 [0.4587, 0.5911]" in first
+    assert " 0.0038 " in first
+    assert "17.82" not in text
+    notes = " ".join(text.split())
+    assert "Left out for want of width: R.I. intervals, images/s" in notes
+    assert "Images/s: mlp2 12.3, mlp2-adv 12.3" in notes
+    wide = io.StringIO()
+    Console(width=160, file=wide).print(ranked_table(six(), width=160))
+    assert "17.82" in wide.getvalue()
+    assert "Left out" not in wide.getvalue()
+
+
+def test_queries_go_below_where_names_are_long() -> None:
+    rows = tuple(
+        dataclasses.replace(one, model=model(f"{one.model.name}-of-forty-epochs"))
+        for one in six().rows
+    )
+    text = as_text(dataclasses.replace(six(), rows=rows))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Queries: 400,000 a model." in " ".join(text.split())
+    assert all(one.model.name in text for one in rows)
+    assert "0.5333 [0.4587, 0.5911]" in text
+
+
+def test_orders_that_disagree_are_flagged_with_how_much() -> None:
+    known = six(matched=0.02)
+    rows = [
+        dataclasses.replace(one, normalised=value, matched=other)
+        for one, value, other in zip(
+            known.rows, (0.2, 0.1, 0.3, 0.4, 0.6, 0.5), (1, 2, 3, 4, 5, 6), strict=True
+        )
+    ]
+    notes = " ".join(as_text(dataclasses.replace(known, rows=rows)).split())
+    assert (
+        "of 15 pairs of models, tied ones included, these swap places: 2 between brittle-score and "
+        "normalised; 2 between matched and normalised. matched: the brittle-score where the mean "
+        "confidence is 0.9."
+    ) in notes
+    alike = [dataclasses.replace(one, matched=one.score) for one in six().rows]
+    notes = " ".join(as_text(dataclasses.replace(known, rows=alike)).split())
+    assert "brittle-score, matched, normalised: the order of the models is the same" in notes
+
+
+def test_markdown_has_both_denominators_and_the_scores_at_other_temperatures() -> None:
+    table = six(temperature_half=0.01742, temperature_double=0.0106, matched=0.01836)
+    text = as_markdown(table)
+    assert "| R.I. % (Eq. 3) [95 % CI] | R.I. % over own score |" in text
+    assert "| 4.909 [-9.241, 17.82] | 5.162 |" in text
+    assert "| baseline | - |" in text
+    assert "| model | T = 0.5 | T = 1 | T = 2 |" in text
+    assert "| mlp2 | 0.01742 | 0.01183 | 0.01060 | 0.01836 |" in text
+    assert "T = 0.5" not in as_markdown(six())
+
+
+def test_queries_of_another_reading_are_told_beside_it() -> None:
+    text = as_text(six(normalised_by="flip-radius?samples=400", normalised_queries=161_000))
+    assert "flip-radius?samples=400 (161,000 further queries for each model);" in " ".join(
+        text.split()
+    )
 
 
 def test_columns_nothing_is_known_of_are_left_out() -> None:
