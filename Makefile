@@ -28,8 +28,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup      ## score the paper's six models on real handwritten digits; results in demo/
 	@$(BIN)/python jobs/score_digits.py --out $(DEMO)
 
-test: setup      ## the tests (no GPU, no downloads; about 5 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+test: setup      ## the tests (no GPU, no downloads): in parallel, then those on one Ray cluster
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (ray or slow or gpu or network)"
+	$(BIN)/python -m pytest -q -m "ray and not slow"
 
 test-slow: setup ## the tests of half a minute or more each
 	$(BIN)/python -m pytest -q -m slow --timeout 900

@@ -1,4 +1,4 @@
-"""Run the benchmarks, all or those named: ``python tests/bench lime sinks dispatch coverage``.
+"""Run the benchmarks, all or those named: ``python tests/bench lime attacks sinks``.
 
 Prints a Markdown table, writes ``results/bench.json`` (name -> median, low, high of this run) and
 appends one line to ``results/bench.jsonl`` with the date, the commit, the versions and the machine.
@@ -25,7 +25,7 @@ from raybench.job import library_versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"
-BENCHES = ("lime", "sinks", "dispatch", "coverage")
+BENCHES = ("lime", "attacks", "sinks", "dispatch", "coverage")
 
 
 def main(names: list[str]) -> int:

@@ -124,7 +124,9 @@ def make_work(out: Path) -> Work:
     batch: Batch = dataset.read(shards[0].ids)
     rows = evaluation(TorchModel(TwoPixels(), model), batch, seed=0, batch_size=128)
     plan = Plan(out=str(out), measurements=(measurement,), shard_size=SHARD_SIZE)
-    return Work(Job(plan=plan, dataset=dataset, shards=shards, baseline=None, notes=()), rows)
+    return Work(
+        Job(plan=plan, dataset=dataset, shards=shards, baseline="m", twins=True, notes=()), rows
+    )
 
 
 def commit_and_read(work: Work) -> dict[str, object]:
