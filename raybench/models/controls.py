@@ -18,14 +18,11 @@ Legend: N images, C channels, H height, W width, K classes.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,10 +32,10 @@ from raybench.core.keys import digest
 from raybench.core.spec import Spec
 from raybench.core.types import Access, Dataset, Model
 from raybench.models import options as shared
-from raybench.models.cache import cache_folder, exclusive, write_whole
+from raybench.models.cache import cache_folder, exclusive
 from raybench.models.controls_nets import ContentNoise, Rounded
-from raybench.models.fingerprints import fingerprint_module
-from raybench.models.training import keyed_seed
+from raybench.models.trained import restore, store
+from raybench.models.training import keyed_seed, one_thread
 from raybench.models.wrap import Facts, wrap
 from raybench.models.zoo_nets import build
 
@@ -98,7 +95,7 @@ def load(spec: Spec, *, device: str) -> Model:
     """
     if spec.rest not in NAMES:
         raise SpecError(f"{spec}: no control is named {spec.rest!r}{near_miss(spec.rest, NAMES)}")
-    options = shared.read(spec, {"train_seed": _seed}, common=("access", "name"))
+    options = shared.read(spec, {"train_seed": shared.whole}, common=("access", "name"))
     recipe = _RECIPES[spec.rest]
     dataset = catalog.open_dataset(_DATA)
     key = {
@@ -111,10 +108,10 @@ def load(spec: Spec, *, device: str) -> Model:
     # By the content of the recipe alone: those trained alike share one file.
     path = cache_folder("controls") / f"{_NETWORK}-{digest(key)[:16]}.safetensors"
     network = _build(dataset, recipe, key["seed"], "student")
-    facts = _restore(network, path, logging.DEBUG)
+    facts = restore(network, path, logging.DEBUG)
     if facts is None:
         with exclusive(path):
-            facts = _restore(network, path, logging.WARNING)
+            facts = restore(network, path, logging.WARNING)
             if facts is None:
                 facts = _make(network, path, dataset, recipe, key, spec)
     if spec.rest == "zero-gradient":
@@ -131,12 +128,6 @@ def load(spec: Spec, *, device: str) -> Model:
         ),
         device=device,
     )
-
-
-def _seed(raw: str) -> int:
-    if not raw.isascii() or not raw.isdigit():
-        raise ValueError("expected a whole number of at least 0")
-    return int(raw)
 
 
 def _build(dataset: Dataset, recipe: _Recipe, seed: int, role: str) -> nn.Module:
@@ -165,7 +156,7 @@ def _make(
     assert classes is not None
     targets = functional.one_hot(torch.from_numpy(labels).long(), classes).float()
     seed = int(str(key["seed"]))
-    with _one_thread():
+    with one_thread():
         if recipe.temperature > 1:
             teacher = _build(dataset, recipe, seed, "teacher")
             _fit(teacher, read.images, targets, recipe, seed)
@@ -180,9 +171,7 @@ def _make(
         "train_loss": f"{loss:.6f}",
         "torch": torch.__version__,
     }
-    metadata = {**facts, "weights": fingerprint_module(network)}
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_whole(path, lambda part: save_file(state, part, metadata=metadata))
+    store(network, path, facts)
     return facts
 
 
@@ -214,35 +203,3 @@ def _signed_step(network: nn.Module, images: Tensor, targets: Tensor, eps: float
     loss = functional.cross_entropy(network(leaf), targets, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)
     return (images + eps * gradient.sign()).clamp(0, 1)
-
-
-def _restore(network: nn.Module, path: Path, level: int) -> dict[str, str] | None:
-    """Load `path` into `network`; None where it is absent or, logged at `level`, damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as stream:
-            facts = dict(stream.metadata() or {})
-            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        before = {name: value.clone() for name, value in network.state_dict().items()}
-        network.load_state_dict(state)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        _log.log(level, "%s is damaged and will be trained again (%s)", path, error)
-        return None
-    if facts.pop("weights", None) != fingerprint_module(network):
-        _log.log(level, "%s fails its own hash and will be trained again", path)
-        # Training must begin from the keyed weights, not from what the file held.
-        network.load_state_dict(before)
-        return None
-    return facts
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Sums split over threads differ in their last bits from one thread count to another.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from raybench.core.errors import SpecError
 from raybench.core.spec import Spec
 from raybench.core.types import Access
 
-__all__ = ["Options", "floats", "positive", "read", "shape"]
+__all__ = ["Options", "floats", "positive", "read", "shape", "whole"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,13 @@ def positive(raw: str) -> int:
     """Convert a whole number of at least 1."""
     if not raw.isascii() or not raw.isdigit() or int(raw) < 1:
         raise ValueError("expected a whole number of at least 1")
+    return int(raw)
+
+
+def whole(raw: str) -> int:
+    """Convert a whole number of at least 0."""
+    if not raw.isascii() or not raw.isdigit():
+        raise ValueError("expected a whole number of at least 0")
     return int(raw)
 
 

@@ -22,7 +22,7 @@ from raybench.core.errors import InputError
 from raybench.core.keys import digest
 from raybench.kernels.attacks.pgd import inner_maximisation
 
-__all__ = ["Training", "default_epochs", "keyed_seed", "train"]
+__all__ = ["Training", "default_epochs", "keyed_seed", "one_thread", "train"]
 
 # 10 epochs are of spec 01 section 1.4 for MNIST; smaller sets get as many as give about 2,000
 # steps, since 10 epochs of 1,000 images are too few to learn from [D].
@@ -89,7 +89,7 @@ def train(
     images, labels = images.to(device), labels.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr)
     began, loss_mean, accuracy = time.perf_counter(), math.nan, math.nan
-    with _one_thread():
+    with one_thread():
         for epoch in range(settings.epochs):
             order = torch.randperm(len(images), generator=_generator(settings, "order", epoch))
             loss_sum, right = 0.0, 0
@@ -151,7 +151,8 @@ def _report(epoch: int, epochs: int, loss: float, accuracy: float, seconds: floa
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Train on one thread inside the block."""
     # Sums split over threads differ in their last bits from one thread count to another.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raybench.core import catalog
@@ -26,8 +24,8 @@ from raybench.core.keys import digest
 from raybench.core.spec import Spec, parse
 from raybench.core.types import Access, Dataset, Model
 from raybench.models import options as shared
-from raybench.models.cache import cache_folder, exclusive, write_whole
-from raybench.models.fingerprints import fingerprint_module
+from raybench.models.cache import cache_folder, exclusive
+from raybench.models.trained import restore, store
 from raybench.models.training import Training, default_epochs, keyed_seed, train
 from raybench.models.wrap import Facts, wrap
 from raybench.models.zoo_nets import NETWORKS, build
@@ -64,7 +62,7 @@ def load(spec: Spec, *, device: str) -> Model:
             "batch": shared.positive,
             "lr": _rate,
             "eps": fraction,
-            "train_seed": _seed,
+            "train_seed": shared.whole,
         },
         common=("access", "name"),
     )
@@ -133,12 +131,6 @@ def fraction(raw: str) -> Fraction:
     return value
 
 
-def _seed(raw: str) -> int:
-    if not raw.isascii() or not raw.isdigit():
-        raise ValueError("expected a whole number of at least 0")
-    return int(raw)
-
-
 def _rate(raw: str) -> float:
     (value,) = shared.floats(raw.replace(",", " "))
     return value
@@ -199,9 +191,7 @@ def _train(
         "train_accuracy": f"{accuracy:.6f}",
         "torch": torch.__version__,
     }
-    metadata = {**facts, "weights": fingerprint_module(network)}
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_whole(path, lambda part: save_file(state, part, metadata=metadata))
+    store(network, path, facts)
     return network, facts
 
 
@@ -212,15 +202,5 @@ def _cached(
     if not path.exists():
         return None
     network = _build(recipe)
-    try:
-        with safe_open(path, framework="pt") as stream:
-            facts = dict(stream.metadata() or {})
-            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        network.load_state_dict(state)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        _log.log(level, "%s is damaged and will be trained again (%s)", path, error)
-        return None
-    if facts.pop("weights", None) != fingerprint_module(network):
-        _log.log(level, "%s fails its own hash and will be trained again", path)
-        return None
-    return network, facts
+    facts = restore(network, path, level)
+    return None if facts is None else (network, facts)
