@@ -478,6 +478,9 @@ def test_a_real_server_then_its_death(tmp_path: Path, closed_port: int) -> None:
                     if requests.get(f"{uri}/health", timeout=2).ok:
                         break
                 time.sleep(0.5)
+            # Its first answers take seconds, whatever /health says; a tracker waits for three.
+            for call in ("experiments/get-by-name?experiment_name=Default", "experiments/list"):
+                requests.get(f"{uri}/api/2.0/mlflow/{call}", timeout=60)
             tracker = open_tracker(uri, tmp_path / "out", "digits-lime", warn=said.append)
             start(tracker)
             tracker.step(KEY, 1, {"images_done": 32.0})
