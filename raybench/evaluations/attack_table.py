@@ -188,8 +188,6 @@ ATTACKS: Mapping[str, AttackKind] = {
         source="Croce and Hein 2020 (FAB); spec 02 section 2.8",
         goal="minimal",
         norms=ALL,
-        passes=("keys", "norm", "eps"),
-        targeted="no",
         settings={"steps": steps(100), "restarts": _RESTARTS},
     ),
     "fab-t": AttackKind(

@@ -23,6 +23,7 @@ def attack(material: Material, out: Path, *more: str) -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_ray_and_one_process_give_the_same_bytes(material: Material, tmp_path: Path) -> None:
     assert attack(material, tmp_path / "ray", "--actors", "2") == 0

@@ -89,7 +89,7 @@ def finish_and_compare(
     assert len(json.loads(result.stdout)["models"]) == 2
 
 
-@pytest.mark.parametrize("actors", ["1", "2"])
+@pytest.mark.parametrize("actors", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_any_number_of_actors_gives_the_same_bytes(
     material: Material, undisturbed: Path, tmp_path: Path, actors: str
 ) -> None:
