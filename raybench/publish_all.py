@@ -10,10 +10,8 @@ from raybench.publish import Published, publish_scores
 from raybench.publish_attacks import publish_attacks
 from raybench.reports.agreement import Joined, join_tables, write_agreements
 from raybench.reports.stored import (
-    attack_folders,
-    damaged_folders,
     dataset_info,
-    score_folders,
+    stored_folders,
 )
 from raybench.reports.summary import load_tables
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker
@@ -47,16 +45,16 @@ def publish_stored(
     Raises:
         InputError: nothing is stored there.
     """
-    for _, problem in damaged_folders(out):
+    stored = stored_folders(out)
+    for _, problem in stored.damaged:
         say(f"{problem}; 'raybench verify --repair' makes it anew from the parts")
-    attacks = attack_folders(out)
     views: list[Published] = []
     joined: list[Joined] = []
-    if score_folders(out) or not attacks:
+    if stored.scores or not stored.attacks:
         scores = load_tables(out, baseline, rank_by)
         views.append(publish_scores(out, scores, None))
-    if attacks:
-        views.append(publish_attacks(out, attacks))
+    if stored.attacks:
+        views.append(publish_attacks(out, stored.attacks))
     if len(views) == 2:
         robust = [table for table in views[1].tables if isinstance(table, AttackTable)]
         joined = join_tables([table for table in scores if table.shown], robust)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raybench.core.errors import InputError
 from raybench.core.keys import digest, slug
 from raybench.core.types import Access, Batch, DatasetInfo, Model, ModelInfo, Shard
-from raybench.core.work import Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,11 +161,3 @@ class Plan:
     batch_size: int = 0
     cpu_threads: int = 1
     device: str = "auto"
-
-    def tasks(self, num_shards: int) -> list[Task]:
-        """Return every task of the plan, model by model."""
-        return [
-            Task(index, shard, measurement.model.fingerprint)
-            for index, measurement in enumerate(self.measurements)
-            for shard in range(num_shards)
-        ]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +11,47 @@ from raybench.core.types import Access, DatasetInfo, ModelInfo
 from raybench.sinks.store import Manifest, describe_folder, find_folders, read_manifest
 
 __all__ = [
-    "attack_folders",
-    "damaged_folders",
+    "StoredFolders",
     "dataset_info",
     "distinct_names",
     "model_info",
     "queries_made",
-    "score_folders",
+    "stored_folders",
     "worker_speed",
 ]
 
 
-def attack_folders(out: Path) -> list[Path]:
-    """Return the folders of the attacks stored below `out`, those without a manifest left out."""
-    damaged = {folder for folder, _ in damaged_folders(out)}
-    return [
-        folder for folder, family in _families(out) if family == "attack" and folder not in damaged
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFolders:
+    """The measurement folders below an output folder.
 
-
-def score_folders(out: Path) -> list[Path]:
-    """Return the folders of the scores stored below `out`; attacks have tables of their own.
-
-    Those whose manifest cannot be read are among them where a part says what they are.
+    Attributes:
+        scores: those of scores; where the manifest cannot be read but a part says what it is, too.
+        attacks: those of attacks with a readable manifest; they have tables of their own.
+        damaged: those whose manifest is absent or damaged, each with what is wrong.
     """
-    return [folder for folder, family in _families(out) if family != "attack"]
+
+    scores: tuple[Path, ...]
+    attacks: tuple[Path, ...]
+    damaged: tuple[tuple[Path, str], ...]
 
 
-def damaged_folders(out: Path) -> list[tuple[Path, str]]:
-    """Return the folders below `out` whose manifest is absent or damaged, and what is wrong."""
-    damaged = []
+def stored_folders(out: Path) -> StoredFolders:
+    """Return what is stored below `out`, each manifest read once."""
+    scores: list[Path] = []
+    attacks: list[Path] = []
+    damaged: list[tuple[Path, str]] = []
     for folder in find_folders(out):
         try:
-            read_manifest(folder)
+            family = read_manifest(folder).measurement["family"]
         except StoreError as error:
             damaged.append((folder, str(error)))
-    return damaged
-
-
-def _families(out: Path) -> list[tuple[Path, str]]:
-    found = []
-    for folder in find_folders(out):
-        with contextlib.suppress(StoreError):
-            found.append((folder, describe_folder(folder)["family"]))
-    return found
+            with contextlib.suppress(StoreError):
+                if describe_folder(folder)["family"] != "attack":
+                    scores.append(folder)
+        else:
+            (attacks if family == "attack" else scores).append(folder)
+    return StoredFolders(scores=tuple(scores), attacks=tuple(attacks), damaged=tuple(damaged))
 
 
 def dataset_info(measurement: Mapping[str, Any]) -> DatasetInfo:

@@ -21,7 +21,7 @@ from raybench.reports.stored import (
     distinct_names,
     model_info,
     queries_made,
-    score_folders,
+    stored_folders,
     worker_speed,
 )
 from raybench.reports.truth import clean_accuracy, stored_labels, strange_labels
@@ -73,7 +73,7 @@ def load_tables(
     Raises:
         InputError: nothing is stored there.
     """
-    folders = score_folders(out)
+    folders = stored_folders(out).scores
     if not folders:
         raise InputError(f"{out} holds no results; expected a folder that raybench score wrote")
     return summarise(out, folders, baseline=baseline, rank_by=rank_by, merge=merge)

@@ -15,7 +15,7 @@ from raybench.publish_attacks import publish_attacks
 from raybench.reports.attack_figures import share_standing
 from raybench.reports.attack_text import attacks_as_json, attacks_as_markdown, attacks_as_text
 from raybench.reports.attacks import attack_tables, read_attacks
-from raybench.reports.stored import attack_folders
+from raybench.reports.stored import stored_folders
 from raybench.sinks.store import read_manifest
 
 
@@ -31,11 +31,11 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tables_of(out: Path) -> list[AttackTable]:
-    return attack_tables(out, read_attacks(attack_folders(out)))
+    return attack_tables(out, read_attacks(stored_folders(out).attacks))
 
 
 def test_robust_accuracy_is_the_worst_case_image_by_image(stored: Path) -> None:
-    members = read_attacks(attack_folders(stored))
+    members = read_attacks(stored_folders(stored).attacks)
     for table in attack_tables(stored, members):
         for row in table.rows:
             keys = {attack.key for attack in row.attacks}
@@ -100,14 +100,14 @@ def test_ranks_are_by_robust_accuracy(stored: Path) -> None:
 
 
 def test_effort_curves_start_clean_and_end_attacked(stored: Path) -> None:
-    for member in read_attacks(attack_folders(stored)):
+    for member in read_attacks(stored_folders(stored).attacks):
         curve = share_standing(member, "found_queries", np.array([-1.0, 1e9]))
         assert curve[0] == pytest.approx(member.right.mean())
         assert curve[1] == pytest.approx(member.standing().mean())
 
 
 def test_reports_are_written(stored: Path) -> None:
-    published = publish_attacks(stored, attack_folders(stored))
+    published = publish_attacks(stored, stored_folders(stored).attacks)
     names = {path.name for path in published.files}
     assert {"robustness.json", "robustness.csv", "robustness.md", "robust.png"} <= names
     assert {"robust.svg", "effort.png", "security.png", "security.svg"} <= names
@@ -118,7 +118,7 @@ def test_reports_are_written(stored: Path) -> None:
 def test_an_incomplete_attack_publishes_nothing(stored: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     shutil.copytree(stored, out)
-    folder = attack_folders(out)[0]
+    folder = stored_folders(out).attacks[0]
     next(folder.glob("part-*.parquet")).unlink()
     hurt = [
         t for t in tables_of(out) for row in t.rows for a in row.attacks if a.status != "complete"
