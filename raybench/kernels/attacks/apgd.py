@@ -44,11 +44,15 @@ from raybench.kernels.attacks.pgd import (
     ask,
     ball,
     check_settings,
+    rows_of,
+)
+from raybench.kernels.attacks.turns import (
+    Attempts,
     in_turn,
     new_losses,
     new_result,
     note_success,
-    rows_of,
+    stages,
 )
 
 __all__ = ["apgd", "apgd_targeted"]
@@ -70,11 +74,12 @@ def apgd(
 ) -> AttackResult:
     """Return first success or best loss of APGD (https://arxiv.org/abs/2003.01690; spec 02 s. 2.8).
 
-    A restart is for images without success so far, and makes ``steps + 1`` iterates. In l1 it goes
-    through balls of 3, 2 and 1 eps, with 30, 30 and 40 % of the steps, and makes ``steps + 3``
-    (below four steps, only the last ball and ``steps + 1``); no iterate before the last ball
-    counts. Every iterate costs `eot` queries and, but for the last of a ball, `eot` gradients.
-    Iterations count on through restarts.
+    A restart makes ``steps + 1`` iterates. Those after the first are for images without success so
+    far, and walk side by side until one of them succeeds (`turns`). In l1 a restart goes through
+    balls of 3, 2 and 1 eps, with 30, 30 and 40 % of the steps, and makes ``steps + 3`` iterates
+    (below four steps, only the last ball and ``steps + 1``); none before the last ball counts.
+    Every iterate costs `eot` queries and, but for the last of a ball, `eot` gradients.
+    Iterations of the later restarts count on from those of the first.
 
     Args:
         scores: images [B, C, H, W] -> logits [B, K], differentiable.
@@ -96,14 +101,14 @@ def apgd(
     check_settings(loss=loss, targeted=targeted, steps=steps, restarts=restarts, eot=eot)
     images = images.detach()
 
-    def attempt(rows: Tensor, restart: int) -> AttackResult:
+    def attempt(attempts: Attempts) -> AttackResult:
         objective = partial(LOSSES[loss], targeted=targeted)
         return _run(
-            scores, images[rows], keys[rows], {"labels": labels[rows]}, objective, norm=norm,
-            eps=eps, steps=steps, targeted=targeted, eot=eot, draw=restart * RESTART,
+            scores, attempts, images, keys, {"labels": attempts.spread(labels)}, objective,
+            norm=norm, eps=eps, steps=steps, targeted=targeted, eot=eot,
         )  # fmt: skip
 
-    return in_turn(new_result(images), [partial(attempt, restart=r) for r in range(restarts)])
+    return in_turn(new_result(images), stages(attempt, images, restarts))
 
 
 def apgd_targeted(
@@ -121,9 +126,10 @@ def apgd_targeted(
 ) -> AttackResult:
     """Return first success or best loss of APGD-T (https://arxiv.org/abs/2003.01690; spec 02 2.8).
 
-    Every restart of `apgd` with the targeted DLR loss towards one class, in the order of the logits
-    of the clean image, of which one query is made; any wrong class is a success. An image that is
-    wrong from the outset is found at iteration 0 by that query. The rest is as in `apgd`.
+    Every restart of `apgd` with the targeted DLR loss towards one class, of those with the highest
+    logits on the clean image, of which one query is made; any wrong class is a success. An image
+    that is wrong from the outset is found at iteration 0 by that query. The first class and start
+    are tried alone, all others side by side (`turns`). The rest is as in `apgd`.
 
     Args:
         scores: images [B, C, H, W] -> logits [B, K], differentiable.
@@ -160,19 +166,21 @@ def apgd_targeted(
     wrong = succeeded(logits, labels).nonzero()[:, 0]
     note_success(clean, wrong, images[wrong], 0, 1)
 
-    def attempt(rows: Tensor, place: int, restart: int) -> AttackResult:
-        wanted = {"labels": labels[rows], "targets": ranked[rows, place]}
+    def attempt(attempts: Attempts) -> AttackResult:
+        rows = attempts.rows
+        targets = attempts.weave(lambda place: ranked[rows, place // restarts])
         return _run(
-            scores, images[rows], keys[rows], wanted, targeted_dlr, norm=norm, eps=eps,
-            steps=steps, targeted=False, eot=eot, draw=(place * restarts + restart) * RESTART,
+            scores, attempts, images, keys,
+            {"labels": attempts.spread(labels), "targets": targets}, targeted_dlr,
+            norm=norm, eps=eps, steps=steps, targeted=False, eot=eot,
         )  # fmt: skip
 
-    places = [(place, restart) for place in range(num_targets) for restart in range(restarts)]
-    return in_turn(clean, [partial(attempt, place=p, restart=r) for p, r in places])
+    return in_turn(clean, stages(attempt, images, num_targets * restarts))
 
 
 def _run(
     scores: Scores,
+    attempts: Attempts,
     images: Tensor,
     keys: Tensor,
     wanted: dict[str, Tensor],
@@ -183,23 +191,27 @@ def _run(
     steps: int,
     targeted: bool,
     eot: int,
-    draw: int,
 ) -> AttackResult:
-    """Return what one random start comes to; in l1 through ever smaller balls."""
+    """Return what a random start of each row comes to; in l1 through ever smaller balls.
+
+    `images` and `keys` are of the whole run [N], `wanted` of the rows [R].
+    """
     if norm == "l1":
         first = steps * 3 // 10
-        stages = [(3 * eps, first), (2 * eps, first), (eps, steps - 2 * first)]
-        stages = [(radius, count) for radius, count in stages if count]
+        balls = [(3 * eps, first), (2 * eps, first), (eps, steps - 2 * first)]
+        balls = [(radius, count) for radius, count in balls if count]
     else:
-        stages = [(eps, steps)]
-    start = draw_start(keys, draw, ball(images, norm, stages[0][0]))
+        balls = [(eps, steps)]
+    widest, own = ball(images[attempts.rows], norm, balls[0][0]), keys[attempts.rows]
+    start = attempts.weave(lambda place: draw_start(own, place * RESTART, widest))
+    images = attempts.spread(images)
     result, asked = new_result(images), 0
-    for radius, count in stages:
+    for radius, count in balls:
         near = ball(images, norm, radius)
         last = radius == eps
         part = _walk(
             scores, enclose(start, near), near, wanted, objective, steps=count, targeted=targeted,
-            eot=eot, judged=last,
+            eot=eot, attempts=attempts if last else None,
         )  # fmt: skip
         assert part.losses is not None
         start = part.images
@@ -227,11 +239,12 @@ def _walk(
     steps: int,
     targeted: bool,
     eot: int,
-    judged: bool,
+    attempts: Attempts | None,
 ) -> AttackResult:
-    """Return what steps from `start` [N, C, H, W] reach; success ends them where `judged`.
+    """Return what steps from `start` [R, C, H, W] reach.
 
-    `wanted` are labels (and targets) [N], passed to `objective` by name beside the logits.
+    A success ends all rows of its image; without `attempts` nothing is one. `wanted` are labels
+    (and targets) [R], passed to `objective` by name beside the logits.
     """
     result, losses = new_result(start), new_losses(start, steps + 1)
     walk, checks = begin(start, near), checkpoints(steps, near.norm)
@@ -247,10 +260,11 @@ def _walk(
         losses[walk.index, iteration] = values
         walk = see(walk, values, gradient)
         won = (values > -torch.inf) & succeeded(answer, wanted["labels"], targeted=targeted)
-        if judged and won.any():
+        if attempts is not None and won.any():
             note_success(result, walk.index[won], walk.points[won], iteration, asked)
-            walk, near = stay(walk, ~won), rows_of(near, ~won)
-            wanted = {name: each[~won] for name, each in wanted.items()}
+            left = ~attempts.leaving(walk.index, won)
+            walk, near = stay(walk, left), rows_of(near, left)
+            wanted = {name: each[left] for name, each in wanted.items()}
         if gradient is None:
             break
         if iteration in checks:

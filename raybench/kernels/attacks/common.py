@@ -228,7 +228,7 @@ def ball_start(keys: Tensor, step: int, images: Tensor, norm: str, eps: float) -
     """
     count = images.shape[1:].numel()
     if norm == "linf":
-        drawn = eps * (2 * uniform(keys, step, count) - 1)
+        drawn = uniform(keys, step, count).mul_(2).sub_(1).mul_(eps)
     elif norm == "l2":
         raw = normal(keys, step, count + 1)
         direction = raw[:, :count] / raw[:, :count].square().sum(1, keepdim=True).sqrt()

@@ -15,6 +15,7 @@ from raybench.kernels.attacks.common import lp_norm
 __all__ = ["biased_step", "boundary_step"]
 
 ALPHA_MAX = 0.1  # largest share of the step that starts at the original
+_CACHED = 2**16  # values of the points that are moved at once on a CPU
 ETA = 1.05  # overshoot, so that a step ends beyond the boundary it aims at
 
 
@@ -28,6 +29,15 @@ def biased_step(points: Tensor, origin: Tensor, gaps: Tensor, slopes: Tensor, no
         slopes: the gradient [B, C, H, W] of f. Points whose f or gradient is not finite stay.
         norm: linf, l2 or l1.
     """
+    most = max(1, _CACHED // max(1, points[0:1].numel()))
+    if points.device.type != "cpu" or len(points) <= most:
+        return _biased(points, origin, gaps, slopes, norm)
+    # A few images at a time stay in the cache through the many passes over them.
+    parts = zip(*(torch.split(each, most) for each in (points, origin, gaps, slopes)), strict=True)
+    return torch.cat([_biased(x, base, f, w, norm) for x, base, f, w in parts])
+
+
+def _biased(points: Tensor, origin: Tensor, gaps: Tensor, slopes: Tensor, norm: str) -> Tensor:
     here, there, weights = points.flatten(1), origin.flatten(1), slopes.flatten(1)
     gaps = gaps.to(points.dtype)
     # f at the original, by the linear model: f(x) + <gradient, original - x>.

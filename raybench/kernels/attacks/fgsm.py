@@ -11,7 +11,8 @@ from functools import partial
 from torch import Tensor
 
 from raybench.kernels.attacks.common import AttackResult, Scores, check_inputs, cross_entropy
-from raybench.kernels.attacks.pgd import ball, climb, in_turn, new_result, rows_of
+from raybench.kernels.attacks.pgd import ball, climb, rows_of
+from raybench.kernels.attacks.turns import in_turn, new_result
 
 __all__ = ["fgsm"]
 

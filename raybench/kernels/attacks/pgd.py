@@ -7,13 +7,12 @@
     >>> (1 - result.found.double()).mean()  # robust accuracy over images that were classified well
 
 The parts of it serve FGSM and APGD too: one walk (`climb`), its passes, step and ball (`ask`,
-`uphill`, `Ball`), and starts tried in turn (`in_turn`). `inner_maximisation` is the bare loop of
-adversarial training.
+`uphill`, `Ball`). `inner_maximisation` is the bare loop of adversarial training.
 
 Legend: N images, B of them still active, C channels, H height, W width, K classes, T iterations.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,6 +30,14 @@ from raybench.kernels.attacks.common import (
     gradient_step,
     succeeded,
 )
+from raybench.kernels.attacks.turns import (
+    Attempts,
+    in_turn,
+    new_losses,
+    new_result,
+    note_success,
+    stages,
+)
 
 __all__ = [
     "RESTART",
@@ -41,11 +48,7 @@ __all__ = [
     "choose",
     "climb",
     "confine",
-    "in_turn",
     "inner_maximisation",
-    "new_losses",
-    "new_result",
-    "note_success",
     "pgd",
     "rows_of",
     "uphill",
@@ -75,9 +78,9 @@ def pgd(
 
     A step goes `step_size` along the sign (linf) or the direction (l2) of the gradient and back
     into the ball and [0, 1]. Without a random start it is BIM (spec 02 s. 2.2), for which one step
-    of `eps` is FGSM. A restart is for images without success so far, and makes ``steps + 1``
-    queries and `steps` gradients. Iterations count on through the restarts: the start of restart r
-    is iteration ``r * (steps + 1)``.
+    of `eps` is FGSM. A restart makes ``steps + 1`` queries and `steps` gradients. Those after the
+    first are for images without success so far, and walk side by side until one of them succeeds
+    (`turns`): their starts are all iteration ``steps + 1``.
 
     Args:
         scores: images [B, C, H, W] -> logits [B, K], differentiable.
@@ -107,20 +110,20 @@ def pgd(
         raise ValueError(f"restarts must be 1 without a random start; found {restarts}")
     images = images.detach()
 
-    def attempt(rows: Tensor, restart: int) -> AttackResult:
-        near = ball(images[rows], norm, eps)
+    def attempt(attempts: Attempts) -> AttackResult:
+        near = ball(attempts.spread(images), norm, eps)
         start = near.centre
         if random_start:
-            drawn = ball_start(keys[rows], restart * RESTART, start, norm, eps)
+            some, own = images[attempts.rows], keys[attempts.rows]
+            drawn = attempts.weave(lambda r: ball_start(own, r * RESTART, some, norm, eps))
             start = confine(start + drawn, near)
         objective = partial(LOSSES[loss], targeted=targeted)
         return climb(
-            scores, start, labels[rows], near, steps=steps, step_size=step_size,
-            objective=objective, targeted=targeted, shrink=shrink,
+            scores, start, attempts.spread(labels), near, steps=steps, step_size=step_size,
+            objective=objective, targeted=targeted, shrink=shrink, attempts=attempts,
         )  # fmt: skip
 
-    turns = [partial(attempt, restart=restart) for restart in range(restarts)]
-    return in_turn(new_result(images), turns, shrink=shrink)
+    return in_turn(new_result(images), stages(attempt, images, restarts), shrink=shrink)
 
 
 def climb(
@@ -134,11 +137,13 @@ def climb(
     objective: Callable[..., Tensor],
     targeted: bool = False,
     shrink: bool = True,
+    attempts: Attempts | None = None,
 ) -> AttackResult:
     """Return what `steps` steps of gradient ascent reach from `start` [N, C, H, W], unchecked.
 
     `near` is the ball of each image, which holds its start; ``objective(logits, labels=) -> [B]``
-    is the loss to ascend. The rest is as in `pgd`.
+    is the loss to ascend; `attempts` says which rows are of one image, and end together. The rest
+    is as in `pgd`.
     """
     result, losses = new_result(start), new_losses(start, steps + 1)
     index = torch.arange(len(start), device=start.device)
@@ -160,7 +165,7 @@ def climb(
         won = seeking & (values > -torch.inf) & succeeded(answer, labels, targeted=targeted)
         if won.any():
             note_success(result, index[won], current[won], iteration, iteration + 1)
-            seeking = seeking & ~won
+            seeking = seeking & ~(won if attempts is None else attempts.leaving(index, won))
         result.queries[index] = iteration + 1
         if gradient is None:
             break
@@ -176,72 +181,6 @@ def climb(
         confine(current, near)
     result.images[index[seeking]] = best[seeking]
     return replace(result, losses=losses)
-
-
-def in_turn(
-    result: AttackResult, turns: Iterable[Callable[[Tensor], AttackResult]], *, shrink: bool = True
-) -> AttackResult:
-    """Return `result` [N] carried on through `turns`, each for the images not found before it.
-
-    A turn is given their rows [B] and answers for them, with losses [B, T] of its own iterations.
-    An image keeps its first success, or else the best loss of all turns. Where `shrink` is False,
-    every turn is given every image.
-    """
-    paths, before = [], 0
-    top = new_losses(result.images, 1)[:, 0]
-    for turn in turns:
-        asked = ~result.found if shrink else torch.ones_like(result.found)
-        rows = asked.nonzero()[:, 0]
-        part = turn(rows)
-        assert part.losses is not None
-        reached = part.losses.amax(1)
-        still = ~result.found[rows]
-        gained = still & (part.found | (reached > top[rows]))
-        result.images[rows[gained]] = part.images[gained]
-        top[rows] = torch.maximum(top[rows], reached)
-        fresh = still & part.found
-        at = rows[fresh]
-        result.found[at] = True
-        result.found_at[at] = before + part.found_at[fresh]
-        result.found_queries[at] = result.queries[at] + part.found_queries[fresh]
-        result.queries[rows] += part.queries
-        result.gradients[rows] += part.gradients
-        result.zero_gradient[rows] |= part.zero_gradient & still
-        path = new_losses(result.images, part.losses.shape[1])
-        path[rows] = part.losses
-        paths.append(path)
-        before += path.shape[1]
-    return replace(result, losses=torch.cat(paths, 1).cummax(1).values)
-
-
-def new_result(images: Tensor) -> AttackResult:
-    """Return the result of an attack that has done nothing yet; the caller writes into it."""
-    count = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    return AttackResult(
-        images=images.detach().clone(),
-        found=count.bool(),
-        found_at=count - 1,
-        found_queries=count - 1,
-        queries=count.clone(),
-        gradients=count.clone(),
-        zero_gradient=count.bool(),
-    )
-
-
-def new_losses(images: Tensor, iterations: int) -> Tensor:
-    """Return losses [N, T] float64 of -inf, below every loss there is."""
-    shape = (len(images), iterations)
-    return torch.full(shape, -torch.inf, dtype=torch.float64, device=images.device)
-
-
-def note_success(
-    result: AttackResult, rows: Tensor, images: Tensor, iteration: int, queries: int
-) -> None:
-    """Write into `result` that `rows` met their goal with `images`, at which cost."""
-    result.images[rows] = images
-    result.found[rows] = True
-    result.found_at[rows] = iteration
-    result.found_queries[rows] = queries
 
 
 def ask(

@@ -11,6 +11,8 @@ image has squares of its own, at any place, the last row and column included.
 Legend: N images, B of them still active, C channels, H height, W width, K classes, s side.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -88,9 +90,9 @@ def square(
         reached = succeeded(answer, labels[rows], targeted=targeted)
         gain = LOSSES[loss](answer, labels[rows], targeted=targeted).to(torch.float64)
         gain = gain.nan_to_num(-torch.inf, torch.inf, -torch.inf)
-        better = reached | (gain > gains[rows])
-        best[rows] = torch.where(expand(better), points, best[rows])
-        gains[rows] = torch.where(better, gain, gains[rows])
+        better = (reached | (gain > gains[rows])).nonzero()[:, 0]
+        best[rows[better]] = points[better]
+        gains[rows[better]] = gain[better]
         found_at[rows[reached]] = at
         if path is not None:
             path[rows, at] = gain
@@ -101,13 +103,15 @@ def square(
     for restart in range(restarts):
         rows = (found_at < 0).nonzero()[:, 0]
         origin, start = images[rows], max(1, restart * queries)
+        # Written to in place, a square at a time: copies of whole images cost more than queries of
+        # a small network.
         current = _start(keys[rows], restart * _RUN, origin, norm, eps)
         drawn = _draws(keys[rows], restart, 0, images)
         gain = gains[rows]
         for at in range(start, (restart + 1) * queries):
             if len(rows) == 0:
                 break
-            points, turn = current, at - start - 1
+            points, turn, patch = current, at - start - 1, None
             if turn >= 0:
                 block, place = divmod(turn, _DRAWN_AT_ONCE)
                 if place == 0 and block > 0:
@@ -115,12 +119,18 @@ def square(
                 side = side_of_square(
                     p, turn * 10_000 // queries if rescale else turn, images, norm
                 )
-                propose = _values if norm == "linf" else _windows
-                points = propose(origin, current, drawn[:, place], side, norm, eps)
+                if norm == "linf":
+                    patch = _values(origin, current, drawn[:, place], side, eps)
+                    patch.write(current)
+                else:
+                    points = _windows(origin, current, drawn[:, place], side, norm, eps)
             reached, fresh = ask(points, rows, at)
             # The start is taken whatever its loss.
             improved = reached | (fresh > gain) | (turn < 0)
-            current = torch.where(expand(improved), points, current)
+            if patch is None:
+                current = torch.where(expand(improved), points, current)
+            else:
+                patch.undo(current, ~improved)
             gain = torch.where(improved, fresh, gain)
             if reached.any():
                 left = ~reached
@@ -210,17 +220,46 @@ def _place(draws: Tensor, side: int, images: Tensor) -> tuple[Tensor, Tensor, Te
     return inside[:, None], row, column
 
 
-def _values(
-    origin: Tensor, current: Tensor, draws: Tensor, side: int, norm: str, eps: float
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """New values of a square of each image.
+
+    Attributes:
+        index: int64 [B, C, s*s], places in the flattened image [H*W].
+        new: [B, C, s*s], the values proposed.
+        old: the values that they replace.
+    """
+
+    index: Tensor
+    new: Tensor
+    old: Tensor
+
+    def write(self, points: Tensor) -> None:
+        """Put the new values into `points` [B, C, H, W]."""
+        points.flatten(2).scatter_(2, self.index, self.new)
+
+    def undo(self, points: Tensor, rows: Tensor) -> None:
+        """Put the old values back where `rows` [B]."""
+        kept = torch.where(rows[:, None, None], self.old, self.new)
+        points.flatten(2).scatter_(2, self.index, kept)
+
+
+def _values(origin: Tensor, current: Tensor, draws: Tensor, side: int, eps: float) -> _Patch:
     """Return linf proposals: a square of one sign a channel, at the ball's surface."""
-    inside, _, _ = _place(draws[:, :2], side, origin)
-    fair = torch.where(draws[:, 5:] < 0.5, -eps, eps).to(origin.dtype)[:, :, None, None]
-    points = torch.where(inside, (origin + fair).clamp(0, 1), current)
+    _, channels, height, width = origin.shape
+    count = torch.tensor([height - side + 1, width - side + 1], device=origin.device)
+    corner = (draws[:, :2] * count).to(torch.int64)
+    steps = torch.arange(side, device=origin.device)
+    places = ((corner[:, :1] + steps)[:, :, None] * width) + (corner[:, 1:] + steps)[:, None]
+    index = places.flatten(1)[:, None].expand(-1, channels, -1)
+    fair = torch.where(draws[:, 5:] < 0.5, -eps, eps).to(origin.dtype)[:, :, None]
+    middle, old = origin.flatten(2).gather(2, index), current.flatten(2).gather(2, index)
+    new = (middle + fair).clamp_(0, 1)
     # A square that is there already would be a query for nothing; its negative is not there.
-    same = (points == current).flatten(1).all(1)
-    turned = torch.where(inside, (origin - fair).clamp(0, 1), current)
-    return torch.where(expand(same), turned, points)
+    same = (new == old).flatten(1).all(1)
+    if same.any():
+        new = torch.where(same[:, None, None], (middle - fair).clamp_(0, 1), new)
+    return _Patch(index, new, old)
 
 
 def _windows(

@@ -62,7 +62,7 @@ def run(evaluation: AttackEvaluation, model, batch, seed: int = 0) -> list[dict]
 
 
 def test_every_kernel_file_is_in_the_table_and_every_line_resolves() -> None:
-    helpers = {"__init__", "common", "apgd_schedule", "estimators", "fab_step"}
+    helpers = {"__init__", "common", "apgd_schedule", "estimators", "fab_step", "turns"}
     stems = {path.stem for path in Path(folder.__file__).parent.glob("*.py")} - helpers
     named = {kind.kernel.partition(":")[0] for kind in ATTACKS.values()}
     assert stems == named
