@@ -13,6 +13,7 @@ K classes, T targets, D = C*H*W.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from raybench.kernels.attacks.common import (
     succeeded,
 )
 from raybench.kernels.attacks.fab_step import biased_step
+from raybench.kernels.attacks.turns import joined, most_rows
 from raybench.kernels.counter import normal, uniform
 
 __all__ = ["fab", "fab_targeted"]
@@ -138,8 +140,9 @@ def fab_targeted(
 
     For each of the `num_targets` classes t that follow the true class y in the scores of the
     original, a search along the boundary of z_t - z_y: one backward pass a step whatever K. Any
-    misclassification counts. All targets of an image run at once, so that passes have up to
-    N * num_targets images. Arguments are those of `fab`, and `num_targets` from 1 to K - 1.
+    misclassification counts. All targets of an image run at once, and so many images that a pass
+    suits the device (`turns.most_rows`). Arguments are those of `fab`, and `num_targets` from 1 to
+    K - 1.
 
     Raises:
         ValueError: a setting out of range, or misshapen input.
@@ -148,6 +151,29 @@ def fab_targeted(
         images, labels, norm=norm, eps=eps, steps=steps, restarts=restarts, num_targets=num_targets
     )
     images = images.detach()
+    size = max(1, most_rows(images) // num_targets)
+    groups = zip(*(torch.split(each, size) for each in (images, labels, keys)), strict=True)
+    run = partial(
+        _every_target, scores, norm=norm, eps=eps, steps=steps, restarts=restarts,
+        num_targets=num_targets, within=within,
+    )  # fmt: skip
+    return joined([run(some, own, drawn) for some, own, drawn in groups])
+
+
+def _every_target(
+    scores: Scores,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    steps: int,
+    restarts: int,
+    num_targets: int,
+    within: bool,
+) -> AttackResult:
+    """Return what `fab_targeted` comes to, all targets of all images in one batch."""
     with torch.no_grad():
         answer = scores(images)
     others = answer.shape[1] - 1

@@ -14,6 +14,7 @@ channels, H height, W width, T iterations.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +24,17 @@ from raybench.kernels.attacks.common import AttackResult
 __all__ = [
     "Attempts",
     "in_turn",
+    "joined",
+    "most_rows",
     "new_losses",
     "new_result",
     "note_success",
     "stages",
 ]
 
-_PIXELS = 2**20
-"""Values of the images in one pass that any device holds with ease, gradients included."""
+_PIXELS = {"cpu": 2**17, "cuda": 2**20}
+"""Values of the images in one pass that a device works on best: beyond it, a CPU's activations
+leave the cache and are faulted in anew by every pass (half as much time again on a 28x28 CNN)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +111,36 @@ def stages(
     """Return the turns of `count` attempts at images [N, C, H, W]: the first, then the others.
 
     ``attempt(attempts)`` answers for rows [R], of which those of an image stop at the first success
-    of any (`Attempts.leaving`). A pass has no more rows than `images`, or than make up a million
-    values, whichever is more, so that folding never asks for memory the first attempt did not.
+    of any (`Attempts.leaving`). A pass has at most `most_rows`, so that folding never asks for
+    memory that the first attempt did not.
     """
-    most = max(len(images), _PIXELS // max(1, images[0:1].numel()))
+    most = most_rows(images)
 
     def together(rows: Tensor, places: tuple[int, ...]) -> AttackResult:
         parts = []
         for some in torch.split(rows, max(1, most // len(places))):
             attempts = Attempts(some, places)
             parts.append(attempts.best(attempt(attempts)))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return joined(parts)
 
     groups = [(0,), tuple(range(1, count))] if count > 1 else [(0,)]
     return [partial(together, places=places) for places in groups]
 
 
-def _joined(parts: Sequence[AttackResult]) -> AttackResult:
-    """Return the results of several groups of images as one."""
-    values = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts])
-        for field in fields(AttackResult)
-    }
+def most_rows(images: Tensor) -> int:
+    """Return how many rows a pass over rows of `images` [N, C, H, W] may have: at least N."""
+    pixels = _PIXELS.get(images.device.type, _PIXELS["cuda"])
+    return max(len(images), pixels // max(1, images[0:1].numel()))
+
+
+def joined(parts: Sequence[AttackResult]) -> AttackResult:
+    """Return the results of several groups of images, at least one, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    values: dict[str, Any] = {}
+    for field in fields(AttackResult):
+        each = [getattr(part, field.name) for part in parts]
+        values[field.name] = None if each[0] is None else torch.cat(each)
     return AttackResult(**values)
 
 

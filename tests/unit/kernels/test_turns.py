@@ -100,7 +100,7 @@ def test_an_attempt_that_only_gets_worse_changes_nothing():
 
 @pytest.mark.parametrize("pixels", [1, 2**20])
 def test_targets_at_once_are_the_attempts_one_by_one(pixels: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "_PIXELS", pixels)
+    monkeypatch.setitem(turns._PIXELS, "cpu", pixels)
     images, labels, keys = material()
     settings = {"norm": "linf", "eps": EPS, "steps": STEPS}
     found = apgd_targeted(stepped, images, labels, keys=keys, num_targets=5, **settings)
@@ -139,7 +139,7 @@ def test_restarts_at_once_depend_on_no_neighbour(attack: str, monkeypatch: pytes
     whole = attacked(slice(None))
     assert (whole.found_at > STEPS).any()
     for pixels in (1, 2**20):
-        monkeypatch.setattr(turns, "_PIXELS", pixels)
+        monkeypatch.setitem(turns._PIXELS, "cpu", pixels)
         for size in (1, 5):
             parts = [attacked(slice(at, at + size)) for at in range(0, len(images), size)]
             for name in FIELDS:
@@ -147,7 +147,7 @@ def test_restarts_at_once_depend_on_no_neighbour(attack: str, monkeypatch: pytes
                 assert torch.equal(joined, getattr(whole, name)), (name, size)
 
 
-def test_no_pass_is_larger_than_the_first_or_a_million_values(monkeypatch: pytest.MonkeyPatch):
+def test_no_pass_is_larger_than_the_first_or_suits_the_device(monkeypatch: pytest.MonkeyPatch):
     images, labels, keys = material()
     sizes: list[int] = []
 
@@ -156,10 +156,10 @@ def test_no_pass_is_larger_than_the_first_or_a_million_values(monkeypatch: pytes
         return stepped(some)
 
     settings = {"norm": "linf", "eps": EPS, "steps": 2, "num_targets": 5}
-    monkeypatch.setattr(turns, "_PIXELS", 1)
+    monkeypatch.setitem(turns._PIXELS, "cpu", 1)
     apgd_targeted(scores, images, labels, keys=keys, **settings)
     assert max(sizes) == len(images)
     assert sizes.count(len(images)) > 4, "the attempts at several images share a pass"
-    monkeypatch.setattr(turns, "_PIXELS", 2**20)
+    monkeypatch.setitem(turns._PIXELS, "cpu", 2**20)
     found = apgd_targeted(scores, images, labels, keys=keys, **settings)
     assert max(sizes) == 4 * int((found.queries > 1 + 3).sum())
