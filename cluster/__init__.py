@@ -1,0 +1,1 @@
+"""What starts raybench on Kubernetes, AWS, Google Cloud and Slurm, all from one values file."""
