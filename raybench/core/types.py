@@ -5,7 +5,7 @@ NCHW, RGB or grey; any normalisation lives inside the model, so that distances a
 sizes are always in pixel units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -118,6 +118,8 @@ class Batch:
         images: float32 [N, C, H, W] in [0, 1], on the CPU.
         failures: the samples of the request that could not be read.
         labels: true classes [N] int64 for an evaluation that needs them, else None.
+        examples: class -> images [E, C, H, W] of that label, the first few of the whole selection
+            (so that they depend on no shard); E may be 0. None where there are no labels.
     """
 
     ids: tuple[str, ...]
@@ -125,6 +127,7 @@ class Batch:
     images: "Tensor"
     failures: tuple[Failure, ...] = ()
     labels: "Tensor | None" = None
+    examples: "Callable[[int], Tensor] | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ range, within the budget (both in float64), and misclassified in a fresh forward
 are and once rounded to 8 bits. Images that are wrong to begin with are not attacked and not robust.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -152,7 +152,9 @@ class AttackEvaluation:
         result = None
         if len(chosen):
             ids = tuple(batch.ids[index] for index in chosen.tolist())
-            result = self._run(model, images[chosen], goal[chosen], ids, seed)
+            starts, tries = self._starts(model, images[chosen], goal[chosen], batch)
+            result = self._run(model, images[chosen], goal[chosen], ids, seed, starts)
+            result = replace(result, queries=result.queries + tries)
         attacked = {index: place for place, index in enumerate(chosen.tolist())}
         judged = (
             None if result is None else self._judge(model, images[chosen], goal[chosen], result)
@@ -191,8 +193,36 @@ class AttackEvaluation:
             return scores.argmin(1)
         return torch.full_like(labels, int(self.targeted))
 
+    def _starts(
+        self, model: Model, images: Tensor, goal: Tensor, batch: Batch
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return where a targeted walk begins [N, C, H, W], and the queries [N] to find that out.
+
+        That is the first image with the wanted label that the model gives that label. Without any,
+        it is the image itself, from which there is no walk.
+        """
+        tries = torch.zeros_like(goal)
+        if self.targeted is None or "start" not in self.kind.passes:
+            return None, tries
+        assert batch.examples is not None, "labels come with examples"
+        starts = images.clone()
+        for wanted in sorted(set(goal.tolist())):
+            known = batch.examples(wanted).to(images.device)
+            mine = goal == wanted
+            tries[mine] = len(known)
+            fitting = known[_labels(model, known) == wanted] if len(known) else known
+            if len(fitting):
+                starts[mine] = fitting[0]
+        return starts, tries
+
     def _run(
-        self, model: Model, images: Tensor, goal: Tensor, ids: tuple[str, ...], seed: int
+        self,
+        model: Model,
+        images: Tensor,
+        goal: Tensor,
+        ids: tuple[str, ...],
+        seed: int,
+        starts: Tensor | None,
     ) -> AttackResult:
         kind = self.kind
         shared: dict[str, object] = {
@@ -202,6 +232,7 @@ class AttackEvaluation:
             "norm": self.norm,
             "eps": float(Fraction(self.eps)) if self.eps is not None else 1.0,
             "targeted": self.targeted is not None,
+            "start": starts,
         }
         own = {name: _value(kind, name, text) for name, text in self.options}
         if "num_targets" in own:  # as many as there are, where the model knows fewer classes

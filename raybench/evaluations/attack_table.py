@@ -41,7 +41,8 @@ class AttackKind:
         requires: the access level it needs.
         goal: "budget" (succeed within eps) or "minimal" (nearest success, then compared with eps).
         norms: the norms it knows; the first is the default.
-        passes: arguments the kernel takes of "keys", "norm", "eps", "targeted".
+        passes: arguments the kernel takes of "keys", "norm", "eps", "targeted", and "start", an
+            image of the wanted class for each, or None where the attack is untargeted.
         targeted: "no", "yes" (may be) or "only".
         least_classes: fewest classes it can work with.
         settings: its own options by name.
@@ -345,8 +346,7 @@ ATTACKS: Mapping[str, AttackKind] = {
         requires=Access.LABELS,
         goal="minimal",
         norms=("l2", "linf"),
-        passes=("keys", "norm"),
-        targeted="no",
+        passes=("keys", "norm", "targeted", "start"),
         settings={"queries": Setting(_count, "5000", "queries an image")},
     ),
     "autoattack": AttackKind(

@@ -9,6 +9,7 @@ import ctypes
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,8 @@ from raybench.core.work import Receipt, Task
 from raybench.sinks.parts import PartInfo, commit_part, inspect_part
 
 __all__ = ["ShardWorker", "WorkerFactory", "choose_batch_size"]
+
+_EXAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class ShardWorker:
     _resident: tuple[str, Model] | None = None
     _datasets: dict[str, Dataset] = field(default_factory=dict)
     _shards: dict[tuple[str, int], tuple[Shard, ...]] = field(default_factory=dict)
+    _known: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, task: Task) -> Receipt:
         """Return the receipt of `task`; at once, with no query, where its part is already there.
@@ -98,7 +102,9 @@ class ShardWorker:
         model = self._model(measurement)
         batch = dataset.read(shard.ids)
         if measurement.evaluation.needs_labels:
-            batch = replace(batch, labels=_labels(dataset, batch.ids))
+            examples = partial(self._examples, dataset)
+            batch = replace(batch, labels=_labels(dataset, batch.ids), examples=examples)
+        paid_before = getattr(model, "paid", None)
         batch_size = self.plan.batch_size or choose_batch_size(
             measurement.dataset.shape, model.device
         )
@@ -110,6 +116,7 @@ class ShardWorker:
             part,
             queries=_queries(measurement, rows, len(batch.ids)),
             seconds=time.monotonic() - started,
+            paid=None if paid_before is None else getattr(model, "paid", 0) - paid_before,
         )
 
     def _model(self, measurement: Measurement) -> Model:
@@ -141,6 +148,14 @@ class ShardWorker:
             self._datasets[wanted.spec] = dataset
         return self._datasets[wanted.spec]
 
+    def _examples(self, dataset: Dataset, label: int) -> torch.Tensor:
+        """Return the first images [E, C, H, W] of the selection that have `label`."""
+        spec = dataset.info.spec
+        if spec not in self._known:
+            self._known[spec] = _labels(dataset, tuple(dataset.ids))
+        rows = (self._known[spec] == label).nonzero()[:_EXAMPLES, 0]
+        return dataset.read([dataset.ids[row] for row in rows.tolist()]).images
+
     def _cut(self, dataset: Dataset, size: int) -> tuple[Shard, ...]:
         key = (dataset.info.spec, size)
         if key not in self._shards:
@@ -170,7 +185,9 @@ def _queries(measurement: Measurement, rows: pa.RecordBatch, images: int) -> int
     return measurement.evaluation.queries(images)
 
 
-def _receipt(task: Task, part: PartInfo, *, queries: int, seconds: float) -> Receipt:
+def _receipt(
+    task: Task, part: PartInfo, *, queries: int, seconds: float, paid: int | None = None
+) -> Receipt:
     return Receipt(
         task=task,
         file=part.file,
@@ -180,4 +197,5 @@ def _receipt(task: Task, part: PartInfo, *, queries: int, seconds: float) -> Rec
         errors=part.errors,
         queries=queries,
         seconds=seconds,
+        paid=paid,
     )

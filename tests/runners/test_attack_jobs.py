@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from score_material import Material, make_material, part_bytes, stored_tables
 
 import raybench
 from raybench.cli import main
+from raybench.core.catalog import load_model
 from raybench.core.errors import InputError
 
 
@@ -128,3 +131,20 @@ def test_mistakes_are_told_together_before_any_device_is_taken(
             out=tmp_path,
         )  # fmt: skip
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_where_targeted_walks_begin_depends_on_no_shard(material: Material, tmp_path: Path) -> None:
+    network = load_model(material.models[1])
+    pixels = np.random.default_rng(1).integers(0, 256, size=(20, 8, 8), dtype=np.uint8)
+    labels = network.labels(torch.from_numpy(pixels)[:, None] / 255).numpy()
+    np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
+    arguments = ["attack", material.models[1], "--data", f"npz:{tmp_path / 'data.npz'}", "--quiet"]
+    arguments += ["--targeted", "next", "--attack", "hopskipjump?queries=60", "--runner", "local"]
+    tables = []
+    for size in ("3", "20"):
+        out = tmp_path / size
+        assert main([*arguments, "--out", str(out), "--shard-size", size]) == 0
+        (rows,) = (table.to_pylist() for table in stored_tables(out).values())
+        tables.append(sorted((row["sample_id"], row["success"], row["queries"]) for row in rows))
+    assert tables[0] == tables[1]
+    assert any(success for _, success, _ in tables[0])

@@ -259,3 +259,32 @@ def test_mistakes_are_named(text: str, options: dict, message: str) -> None:
     given = {"norm": None, "eps": "0.1", "shape": SHAPE, "classes": 4, "targeted": None} | options
     with pytest.raises((InputError, SpecError), match=message):
         parse_attack(text, **given)
+
+
+def test_a_targeted_walk_begins_at_an_example_of_the_wanted_class() -> None:
+    model, batch = model_and_batch(Access.LABELS, count=6)
+    classes = model.labels(batch.images)
+    asked: list[int] = []
+
+    def examples(label: int) -> torch.Tensor:
+        asked.append(label)
+        return batch.images[classes == label]
+
+    walk = make("hopskipjump", targeted="next", eps=None)
+    batch = replace(batch, labels=classes, examples=examples)
+    rows = run(walk, model, batch)
+    assert asked == sorted({int(label + 1) % 4 for label in classes})
+    for row, label in zip(rows, classes.tolist(), strict=True):
+        wanted = (label + 1) % 4
+        known = int((classes == wanted).sum())
+        assert row["target"] == wanted
+        # Without an example of the class there is nowhere to begin, and nothing is claimed.
+        assert row["success"] == (known > 0)
+        assert row["adversarial"] == (wanted if known else label)
+        if known:
+            assert known < row["queries"] <= 200 + known + 3
+    assert any(row["success"] for row in rows)
+
+    # Examples that the model takes for something else are no place to begin.
+    mislabelled = replace(batch, examples=lambda label: batch.images[classes != label])
+    assert not any(row["success"] for row in run(walk, model, mislabelled))
