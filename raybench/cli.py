@@ -1,7 +1,8 @@
 """The command line: thin verbs over the package. ``raybench --help`` lists them.
 
-Exit codes: 0 done, 2 bad input, 3 some shards failed (the message says which), 130 interrupted,
-143 stopped by SIGTERM. The last two can be resumed by the same command.
+Exit codes: 0 done, 2 bad input, 3 some shards failed (the message says which), 4 a model's query
+budget is spent (the same command with a larger budget goes on), 130 interrupted, 143 stopped by
+SIGTERM. The last two can be resumed by the same command.
 """
 
 import json
@@ -15,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from raybench.config import AttackConfig, RunConfig, ScoreConfig
-from raybench.core.errors import InputError, Interrupted, RaybenchError
-from raybench.options import Json, configured
+from raybench.core.errors import BudgetSpentError, InputError, Interrupted, RaybenchError
+from raybench.options import Json, Quiet, configured
 
 __all__ = ["app", "invoke", "main", "run_job"]
 
@@ -69,6 +70,8 @@ def run_job(config: RunConfig, *, as_json: bool = False, quiet: bool = False) ->
     _print_tables(run.tables, as_json=as_json)
     for model, shard, error in run.failures:
         print(f"failed: {model} shard {shard}: {error}", file=sys.stderr)
+    for model, shards, error in run.spent:
+        print(f"budget spent: {model} has {shards} shards left: {error}", file=sys.stderr)
     if run.gave_up:
         print(f"gave up: {run.gave_up}", file=sys.stderr)
     if not as_json:
@@ -78,6 +81,7 @@ def run_job(config: RunConfig, *, as_json: bool = False, quiet: bool = False) ->
                 print(f"figure:  {path}")
         if run.tracking_uri is not None:
             print(f"compare: {ui_command(config.tracking_uri, run.out)}")
+            print("         there: Model training (top left), the dataset, tick the runs, Compare")
     return run.exit_code
 
 
@@ -117,11 +121,15 @@ def _plan(config: ScoreConfig, as_json: bool, quiet: bool) -> int:
 
     display = make_display(quiet=quiet)
     job = build_job(config, display.note)
+    if config.until_decided:
+        display.note("until-decided may stop earlier: this is what all images cost")
     result = forecast(job, config, os.cpu_count() or 1, display.note)
     print(json.dumps(result.as_json()) if as_json else result.as_text())
     for model, shard, error in result.failures:
         _warn(f"failed: {model} shard {shard}: {error}")
-    return 3 if result.failures else 0
+    for text in result.spent:
+        _warn(f"budget spent: {text}")
+    return 4 if result.spent else 3 if result.failures else 0
 
 
 def _attack(config: AttackConfig, as_json: bool, quiet: bool) -> int:
@@ -141,6 +149,33 @@ app.command("robust-acc")(configured(AttackConfig, _robust_acc, {"suite": "autoa
 
 
 @app.command()
+def refresh(
+    file: Annotated[Path, typer.Argument(help="The leaderboard file (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="Output folder, in place of the file's.")] = None,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Trust no record: load every model, read every byte.")
+    ] = False,
+    runner: Annotated[str | None, typer.Option(help="ray or local.")] = None,
+    actors: Annotated[str | None, typer.Option(help="Worker processes, or auto.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join, or local.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Bring a leaderboard of many models and datasets up to date, in one run."""
+    from raybench.refresh.command import run_refresh
+
+    given = {
+        "out": out,
+        "runner": runner,
+        "actors": actors,
+        "address": address,
+        "tracking_uri": tracking_uri,
+    }
+    return run_refresh(file, given, _print_tables, rehash=rehash, as_json=as_json, quiet=quiet)
+
+
+@app.command()
 def show(
     folder: Dir,
     baseline: Baseline = None,
@@ -157,6 +192,25 @@ def show(
         print(agreement_text(stored.agreements), end="")
         for path in stored.files:
             print(path)
+    return 0
+
+
+@app.command()
+def report(
+    folder: Dir,
+    baseline: Baseline = None,
+    rank_by: RankBy = Rank.normalised,
+    as_json: Json = False,
+) -> int:
+    """Write one HTML page of everything stored, with figures, JSON, CSV, Markdown, model cards."""
+    from raybench.report import write_report
+
+    written = write_report(folder, baseline, rank_by.value, _warn)
+    if as_json:
+        files = [str(path) for path in written.files]
+        print(json.dumps({"page": str(written.page), "files": files}))
+    else:
+        print(written.page)
     return 0
 
 
@@ -309,18 +363,28 @@ def main(arguments: list[str] | None = None) -> int:
     return invoke(app, arguments)
 
 
+def _tell(error: RaybenchError) -> None:
+    """Print an error; the input it quotes may hold a credential."""
+    from raybench.sinks.tracking import redact
+
+    print(f"raybench: {redact(str(error))}", file=sys.stderr)
+
+
 def invoke(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a Typer application and return its exit code; errors go to stderr as one message."""
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except Interrupted as error:
-        print(f"raybench: {error}", file=sys.stderr)
+        _tell(error)
         return error.exit_code
     except InputError as error:
-        print(f"raybench: {error}", file=sys.stderr)
+        _tell(error)
         return 2
+    except BudgetSpentError as error:
+        _tell(error)
+        return 4
     except RaybenchError as error:
-        print(f"raybench: {error}", file=sys.stderr)
+        _tell(error)
         return 3
     except typer.Exit as error:
         return error.exit_code

@@ -136,6 +136,25 @@ class ScoreConfig(RunConfig):
         description="For plan: half-width of the 95 % interval wanted, as a share of the score.",
     )
 
+    until_decided: bool = Field(
+        False,
+        description="Score images in growing batches until every two neighbours in the ranking "
+        "are separated, or tied at --margin; n is the most.",
+    )
+    alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="For until-decided: chance that any of its verdicts is wrong.",
+    )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="For until-decided: difference up to which two models tie, in the unit of what "
+        "tables rank by (0 to 1 for the flip radius); 0 never calls a tie.",
+    )
+
     @field_validator("reading", mode="before")
     @classmethod
     def _one_reading_is_a_list(cls, value: object) -> object:
@@ -145,6 +164,21 @@ class ScoreConfig(RunConfig):
     @classmethod
     def _reading_specs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return _distinct_specs(value)
+
+    @model_validator(mode="after")
+    def _sequential(self) -> "ScoreConfig":
+        if not self.until_decided:
+            unused = sorted({"alpha", "margin"} & self.model_fields_set)
+            if unused:
+                raise ValueError(f"{', '.join(unused)}: only until_decided takes it")
+        elif self.rank_by == "matched":
+            raise ValueError(
+                "until_decided cannot rank by matched, which rescales every image's score by all "
+                "the others; rank by normalised or score"
+            )
+        elif len(self.models) < 2:
+            raise ValueError("until_decided compares models: give at least two")
+        return self
 
 
 class AttackConfig(RunConfig):

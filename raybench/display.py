@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -17,19 +18,24 @@ from rich.progress import (
 
 from raybench.core.plan import Measurement
 from raybench.core.work import Event
-from raybench.driver import Display
+
+if TYPE_CHECKING:
+    from raybench.driver import Display
 
 __all__ = ["make_display"]
 
 _LINE_EVERY_S = 10.0
 
 
-def make_display(*, quiet: bool = False) -> Display:
-    """Return the display that fits where stderr goes."""
+def make_display(*, quiet: bool = False, bars: bool = True) -> "Display":
+    """Return the display that fits where stderr goes.
+
+    `bars` allows one for each measurement; a run with more than a screen holds wants lines.
+    """
     if quiet:
         return _Quiet()
     console = Console(stderr=True, highlight=False)
-    return _Bars(console) if console.is_terminal else _Lines()
+    return _Bars(console) if bars and console.is_terminal else _Lines()
 
 
 def _label(measurement: Measurement) -> str:

@@ -4,37 +4,49 @@ Parquet is the record. The driver holds counts and receipts, never rows: what it
 back from the parts, so that a score printed, logged or shown later is the same number.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from raybench.config import AttackConfig, RunConfig, ScoreConfig
+from raybench.book import Book
+from raybench.config import RunConfig, ScoreConfig
 from raybench.core.errors import InputError, Interrupted
 from raybench.core.plan import Measurement, Plan
 from raybench.core.results import ScoreTable
 from raybench.core.robustness import AttackTable
-from raybench.core.spec import parse
 from raybench.core.types import DatasetInfo, ModelInfo
-from raybench.core.work import Event, Outcome, Receipt, Task
-from raybench.job import Job, library_versions, result_folders
+from raybench.core.work import Event, Outcome, Resources, Task
+from raybench.costs import cost_notes, spent_models
+from raybench.job import Job, library_versions, merge_plans, result_folders
 from raybench.publish import Published, publish_scores
 from raybench.publish_attacks import publish_attacks
 from raybench.reports.summary import summarise
 from raybench.reports.truth import save_labels
 from raybench.runners.inprocess import run_in_process
 from raybench.runners.worker import WorkerFactory
+from raybench.sequential import Rounds, rounds_of
 from raybench.signals import StopFlag, catch_signals
 from raybench.sinks.cuts import open_manifest
+from raybench.sinks.headlines import run_name, run_params
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker
-from raybench.sinks.store import Manifest, save_manifest, with_receipts
+from raybench.sinks.store import Manifest, save_manifest
 
-__all__ = ["Display", "ScoreRun", "execute", "experiment_name", "open_manifests", "start_run"]
+__all__ = [
+    "Computed",
+    "Display",
+    "Means",
+    "ScoreRun",
+    "compute",
+    "execute",
+    "experiment_name",
+    "open_manifests",
+    "start_run",
+]
 
-_MANIFEST_EVERY_S = 5.0
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -59,6 +71,29 @@ class Display(Protocol):
         ...
 
 
+class Means(Protocol):
+    """What a run may take; every configuration says it."""
+
+    @property
+    def runner(self) -> str:
+        """Ray, or local: in this process."""
+        ...
+
+    @property
+    def resume(self) -> bool:
+        """Whether to keep what is already computed."""
+        ...
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """Where MLflow keeps its runs; None is a database in the output folder."""
+        ...
+
+    def resources(self) -> Resources:
+        """Return the resources of the run."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRun:
     """What a run achieved.
@@ -71,6 +106,7 @@ class ScoreRun:
         files: reports written.
         tracking_uri: where MLflow has the runs (credentials removed), or None where it has not.
         computed: shards computed by this run; 0 when everything was there.
+        spent: (model, shards left, error) of every model whose query budget is spent.
     """
 
     out: Path
@@ -80,16 +116,27 @@ class ScoreRun:
     files: tuple[Path, ...]
     tracking_uri: str | None
     computed: int
+    spent: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 when every model has its score under every reading or attack, else 3."""
+        """0 when every model has its score under every reading or attack, else 3.
+
+        4 when a query budget is spent: the same command with a larger one goes on.
+        """
+        if self.spent:
+            return 4
         whole = all(row.status == "complete" for table in self.tables for row in table.rows)
         return 0 if whole and not self.failures and not self.gave_up else 3
 
 
 def open_manifests(
-    job: Job, *, resume: bool, say: Callable[[str], None], compares: bool = True
+    job: Job,
+    *,
+    resume: bool,
+    say: Callable[[str], None],
+    compares: bool = True,
+    whole: bool = False,
 ) -> list[Manifest]:
     """Return the manifest of each measurement, brought in line with the disk and saved.
 
@@ -99,6 +146,7 @@ def open_manifests(
         say: told of every surprise on disk.
         compares: the job's models are compared, and its baseline is what later tables go by.
             Otherwise what is stored of that stays, as when one model is repaired.
+        whole: every image is asked for; otherwise what a sequential run stopped at stays.
     """
     manifests = []
     environment, run = library_versions(), datetime.now(UTC).isoformat(timespec="microseconds")
@@ -109,11 +157,41 @@ def open_manifests(
         manifest = replace(manifest, environment=environment)
         if compares:
             manifest = replace(manifest, baseline=job.baseline, twins=job.twins, run=run)
+        if whole:
+            manifest = replace(manifest, stop=None)
         for note in notes:
             say(f"{measurement.model.name}: {note}")
         save_manifest(folder, manifest)
         manifests.append(manifest)
     return manifests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What a run over one or several jobs achieved, before anything is published.
+
+    Attributes:
+        plan: the measurements of all jobs, job after job.
+        outcome: receipts and failures of its tasks.
+        trackers: where MLflow has the runs of each job; None where it has not.
+    """
+
+    plan: Plan
+    outcome: Outcome
+    trackers: tuple[Tracker | None, ...]
+
+    @property
+    def failures(self) -> tuple[tuple[str, int, str], ...]:
+        """(model, shard index, last error) of every shard that could not be scored."""
+        return tuple(
+            (self.plan.measurements[task.measurement].model.name, task.shard, error)
+            for task, error in sorted(self.outcome.failures.items())
+        )
+
+    @property
+    def spent(self) -> tuple[tuple[str, int, str], ...]:
+        """(model, shards left, error) of every model whose query budget is spent."""
+        return spent_models(self.plan, self.outcome)
 
 
 def execute(
@@ -127,65 +205,125 @@ def execute(
         Interrupted: the run was asked to stop; committed shards stay, MLflow runs are KILLED.
         RunError: no worker could be made at all.
     """
-    out = Path(job.plan.out)
+    experiment = config.experiment or experiment_name(job.dataset.info)
+    publish = partial(_publish, job, config)
+    rounds = rounds_of(job.plan, config, display.note) if isinstance(config, ScoreConfig) else None
+    return compute(
+        (job,), config, display, flag, publish, (experiment,), compares=compares, rounds=rounds
+    )
+
+
+def compute(
+    jobs: Sequence[Job],
+    means: Means,
+    display: Display,
+    flag: StopFlag,
+    publish: Callable[[Computed], T],
+    experiments: Sequence[str],
+    *,
+    compares: bool = True,
+    rounds: Rounds | None = None,
+) -> T:
+    """Compute what is missing of all `jobs` in one run, and return what `publish` makes of it.
+
+    Workers take the next shard of any job, so none is idle while work is left.
+
+    Args:
+        jobs: the work, all into one output folder.
+        means: what it may take.
+        display: shows it.
+        flag: asks it to stop.
+        publish: called once everything is stored.
+        experiments: the MLflow experiment of each job.
+        compares: for `open_manifests`.
+        rounds: chooses the shards of a sequential run; None computes all that are missing.
+
+    Raises:
+        Interrupted: as for `execute`.
+        RunError: no worker could be made at all.
+    """
+    plan = merge_plans(jobs)
+    out = Path(plan.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out {out} cannot be made: {error}") from error
-    tracker: Tracker | None = None
-    book: _Book | None = None
+    trackers: list[Tracker | None] = []
+    book: Book | None = None
     # Signals are caught throughout: while shards run they set a flag, which the runner heeds after
     # it has put its actors away; before and after, where seconds pass in MLflow, they raise.
     try:
         with catch_signals(flag, at_once=True):
-            manifests = open_manifests(
-                job, resume=config.resume, say=display.note, compares=compares
+            opened = [
+                open_manifests(
+                    job,
+                    resume=means.resume,
+                    say=display.note,
+                    compares=compares,
+                    whole=compares and rounds is None,
+                )
+                for job in jobs
+            ]
+            manifests = [manifest for several in opened for manifest in several]
+            for job in jobs:
+                _keep_labels(job)
+            trackers.extend(_open_tracker(means, name, out, display.note) for name in experiments)
+            tasks = (
+                rounds.tasks(manifests, Outcome()) if rounds else _missing_tasks(plan, manifests)
             )
-            _keep_labels(job)
-            tracker = _open_tracker(config, job.dataset.info, out, display.note)
-            tasks = _missing_tasks(job.plan, manifests)
-            book = _Book(job, manifests, tracker)
-            _begin(display, job, manifests)
-            if tracker is not None and tasks:
-                _start_runs(tracker, job)
+            owners = [
+                tracker
+                for job, tracker in zip(jobs, trackers, strict=True)
+                for _ in job.plan.measurements
+            ]
+            book = Book(plan, manifests, owners)
+            _begin(display, plan, manifests)
+            for job, tracker in zip(jobs, trackers, strict=True):
+                if tracker is not None and tasks:
+                    _start_runs(tracker, job)
         listen = _listener(display, book)
-        stop = partial(_stopped, job, book, tracker)
-        outcome = _run(config, job, tasks, listen, flag, stop) if tasks else Outcome()
+        stop = partial(_stopped, plan, book, trackers)
+        more = partial(_next_round, rounds, book) if rounds else None
+        outcome = _run(means, plan, tasks, listen, flag, stop, more) if tasks else Outcome()
         if flag.code is not None:
             raise Interrupted(flag.code)
         with catch_signals(flag, at_once=True):
             book.close(outcome)
+            if rounds is not None and outcome.gave_up is None:
+                rounds.finish(book.manifests, outcome)
             display.end()
-            return _publish(job, config, outcome, tracker, computed=len(outcome.receipts))
+            for note in cost_notes(plan, outcome):
+                display.note(note)
+            return publish(Computed(plan=plan, outcome=outcome, trackers=tuple(trackers)))
     except (Interrupted, KeyboardInterrupt) as error:
-        _stopped(job, book, tracker)
+        _stopped(plan, book, trackers)
         display.end()
         if isinstance(error, Interrupted):
             raise
         raise Interrupted(130) from error
     except Exception as error:
         display.end()
-        if tracker is not None:
+        for tracker in filter(None, trackers):
             tracker.abandon(f"{type(error).__name__}: {error}")
         raise
 
 
-def _stopped(job: Job, book: "_Book | None", tracker: Tracker | None) -> None:
+def _stopped(plan: Plan, book: Book | None, trackers: Sequence[Tracker | None]) -> None:
     """Put manifests and MLflow in order when the run must end; a second call does nothing more."""
     # Manifests first: MLflow may be slow, and the grace time of a job is seconds.
     if book is not None:
         book.save()
-    if tracker is not None:
-        tracker.kill([measurement.key for measurement in job.plan.measurements])
+    for tracker in filter(None, trackers):
+        tracker.kill([measurement.key for measurement in plan.measurements])
 
 
-def _begin(display: Display, job: Job, manifests: Sequence[Manifest]) -> None:
+def _begin(display: Display, plan: Plan, manifests: Sequence[Manifest]) -> None:
     shards = [len(manifest.shards) for manifest in manifests]
     done = [len(manifest.parts) for manifest in manifests]
-    display.begin(job.plan.measurements, shards, done)
+    display.begin(plan.measurements, shards, done)
 
 
-def _listener(display: Display, book: "_Book") -> Callable[[Event], None]:
+def _listener(display: Display, book: Book) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         display.event(event)
         if event.receipt is not None:
@@ -195,28 +333,34 @@ def _listener(display: Display, book: "_Book") -> Callable[[Event], None]:
 
 
 def _run(
-    config: RunConfig,
-    job: Job,
+    means: Means,
+    plan: Plan,
     tasks: Sequence[Task],
     listen: Callable[[Event], None],
     flag: StopFlag,
     stopped: Callable[[], None],
+    more: Callable[[Outcome], Sequence[Task]] | None,
 ) -> Outcome:
-    factory = WorkerFactory(job.plan)
-    resources = config.resources()
-    if config.runner == "local":
+    factory = WorkerFactory(plan)
+    resources = means.resources()
+    if means.runner == "local":
         with catch_signals(flag):
-            return run_in_process(factory, tasks, resources, listener=listen, stop=flag)
+            return run_in_process(factory, tasks, resources, listener=listen, stop=flag, more=more)
     # Importing Ray takes seconds, which a run with nothing left to do should not pay.
     from raybench.runners.ray import ray_session, run_on_ray
 
     # Entered before Ray starts, so that its end is covered too; Ray leaves the handler as it was.
     with catch_signals(flag), ray_session(resources):
         try:
-            return run_on_ray(factory, tasks, resources, listener=listen, stop=flag)
+            return run_on_ray(factory, tasks, resources, listener=listen, stop=flag, more=more)
         except Interrupted:
             stopped()  # now: leaving Ray takes seconds that a stopped job may not have
             raise
+
+
+def _next_round(rounds: Rounds, book: Book, outcome: Outcome) -> list[Task]:
+    book.save()
+    return rounds.tasks(book.manifests, outcome)
 
 
 def _missing_tasks(plan: Plan, manifests: Sequence[Manifest]) -> list[Task]:
@@ -225,58 +369,8 @@ def _missing_tasks(plan: Plan, manifests: Sequence[Manifest]) -> list[Task]:
         for index, (measurement, manifest) in enumerate(
             zip(plan.measurements, manifests, strict=True)
         )
-        for shard in manifest.missing
+        for shard in manifest.owed
     ]
-
-
-@dataclass(slots=True)
-class _Book:
-    """The manifests of a run, kept in line with its receipts and saved every few seconds."""
-
-    job: Job
-    manifests: list[Manifest]
-    tracker: Tracker | None
-    _new: dict[int, list[Receipt]] = field(default_factory=dict)
-    _saved: float = field(default_factory=time.monotonic)
-
-    def enter(self, receipt: Receipt) -> None:
-        index = receipt.task.measurement
-        self._new.setdefault(index, []).append(receipt)
-        if time.monotonic() - self._saved > _MANIFEST_EVERY_S:
-            self.save()
-
-    def save(self) -> None:
-        folders = result_folders(self.job)
-        for index, receipts in self._new.items():
-            manifest = with_receipts(self.manifests[index], receipts)
-            self.manifests[index] = manifest
-            save_manifest(folders[index], manifest)
-            self._step(index, manifest)
-        self._new.clear()
-        self._saved = time.monotonic()
-
-    def _step(self, index: int, manifest: Manifest) -> None:
-        if self.tracker is None:
-            return
-        parts = manifest.parts.values()
-        metrics = {
-            "images_done": float(sum(part["rows"] for part in parts)),
-            "images_unscored": float(sum(part["errors"] for part in parts)),
-            "queries_done": float(sum(part["queries"] or 0 for part in parts)),
-        }
-        self.tracker.step(self.job.plan.measurements[index].key, len(manifest.parts), metrics)
-
-    def close(self, outcome: Outcome) -> None:
-        self.save()
-        for index, folder in enumerate(result_folders(self.job)):
-            failures = {
-                str(task.shard): error
-                for task, error in outcome.failures.items()
-                if task.measurement == index
-            }
-            if failures != self.manifests[index].failures:
-                self.manifests[index] = replace(self.manifests[index], failures=failures)
-                save_manifest(folder, self.manifests[index])
 
 
 def _keep_labels(job: Job) -> None:
@@ -289,45 +383,31 @@ def _keep_labels(job: Job) -> None:
 
 
 def _open_tracker(
-    config: RunConfig, dataset: DatasetInfo, out: Path, say: Callable[[str], None]
+    means: Means, experiment: str, out: Path, say: Callable[[str], None]
 ) -> Tracker | None:
     try:
-        return open_tracker(
-            config.tracking_uri,
-            out,
-            config.experiment
-            or experiment_name(dataset, "attack" if isinstance(config, AttackConfig) else "lime"),
-            warn=say,
-        )
+        return open_tracker(means.tracking_uri, out, experiment, warn=say)
     except TrackingUnavailable as error:
         say(str(error))
         return None
 
 
-def experiment_name(dataset: DatasetInfo, family: str) -> str:
-    """Return the experiment of a dataset: scores and attacks have metrics of their own."""
-    return f"{dataset.name}-{'attack' if family == 'attack' else 'lime'}"
+def experiment_name(dataset: DatasetInfo) -> str:
+    """Return the experiment of a dataset, which all its scores and attacks share."""
+    return dataset.name
 
 
 def start_run(
     tracker: Tracker, key: str, model: ModelInfo, dataset: DatasetInfo, evaluation: str, seed: int
 ) -> None:
     """Open or take up a run; its params are what makes it itself, as columns people can sort by."""
-    reading = parse(evaluation)
     tracker.start(
         key,
         model=model,
         dataset=dataset,
         reading=evaluation,
-        params={
-            "model": model.name,
-            "dataset": dataset.name,
-            "n": dataset.size,
-            "seed": seed,
-            "reading": reading.scheme,
-            **dict(reading.options),
-        },
-        name=f"{model.name} · {reading.scheme}",
+        params=run_params(model.name, dataset.name, dataset.size, seed, evaluation),
+        name=run_name(model.name, evaluation),
     )
 
 
@@ -344,9 +424,9 @@ def _start_runs(tracker: Tracker, job: Job) -> None:
         )
 
 
-def _publish(
-    job: Job, config: RunConfig, outcome: Outcome, tracker: Tracker | None, computed: int
-) -> ScoreRun:
+def _publish(job: Job, config: RunConfig, found: Computed) -> ScoreRun:
+    outcome, tracker = found.outcome, found.trackers[0]
+    computed = len(outcome.receipts)
     out, folders = Path(job.plan.out), result_folders(job)
     if isinstance(config, ScoreConfig):
         tables = summarise(out, folders, baseline=config.baseline, rank_by=config.rank_by)
@@ -357,15 +437,12 @@ def _publish(
         if not computed:
             _start_runs(tracker, job)
         _finish_runs(tracker, published)
-    failures = tuple(
-        (job.plan.measurements[task.measurement].model.name, task.shard, error)
-        for task, error in sorted(outcome.failures.items())
-    )
     reachable = tracker is not None and tracker.unavailable is None
     return ScoreRun(
         out=out,
         tables=published.tables,
-        failures=failures,
+        failures=found.failures,
+        spent=found.spent,
         gave_up=outcome.gave_up,
         files=published.files,
         tracking_uri=tracker.uri if tracker is not None and reachable else None,
@@ -378,4 +455,5 @@ def _finish_runs(tracker: Tracker, published: Published) -> None:
         if row.status == "complete":
             tracker.finish(row, files)
         else:
-            tracker.fail(row.key, row.error or row.status)
+            partial = row.status == "incomplete"
+            tracker.fail(row.key, row.error or row.status, partial=partial)

@@ -15,7 +15,7 @@ import torch
 
 from raybench.config import ScoreConfig
 from raybench.core.spec import parse
-from raybench.core.work import Receipt, Task
+from raybench.core.work import Receipt, Spent, Task
 from raybench.driver import open_manifests
 from raybench.job import Job, result_folders
 from raybench.metrics.sample_size import (
@@ -87,6 +87,7 @@ class Forecast:
         seconds_left: wall time with `actors` workers, start-up left out; None without a pilot.
         notes: sentences the user must see.
         failures: (model, shard index, error) of every shard that the pilot could not score.
+        spent: what said that a model's query budget is spent; its pilot ends there.
     """
 
     images: int
@@ -98,6 +99,7 @@ class Forecast:
     seconds_left: float | None
     notes: tuple[str, ...]
     failures: tuple[tuple[str, int, str], ...] = ()
+    spent: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """Return it as JSON values."""
@@ -190,6 +192,7 @@ def forecast(job: Job, config: ScoreConfig, cores: int, say: Callable[[str], Non
     worker = WorkerFactory(job.plan)()
     rows = []
     failures = []
+    spent: dict[str, str] = {}
     total = 0.0
     piloted: dict[str, list[tuple[str, ImageScores]]] = {}
     for index, (measurement, folder) in enumerate(
@@ -201,13 +204,15 @@ def forecast(job: Job, config: ScoreConfig, cores: int, say: Callable[[str], Non
         pilot = manifest.missing[::step]
         if pilot:
             say(f"pilot: {len(pilot)} shards of {measurement.model.name}")
-        answers = {
-            shard.index: attempt(
-                worker,
-                Task(index, shard.index, measurement.model.fingerprint, manifest.shard_size),
-            )
-            for shard in pilot
-        }
+        resident = measurement.model.fingerprint
+        answers: dict[int, Receipt | Spent | str] = {}
+        for shard in pilot:
+            if resident in spent:
+                break
+            task = Task(index, shard.index, resident, manifest.shard_size)
+            answers[shard.index] = answer = attempt(worker, task)
+            if isinstance(answer, Spent):
+                spent[resident] = answer.text
         failures += [
             (measurement.model.name, shard, answer)
             for shard, answer in answers.items()
@@ -258,6 +263,7 @@ def forecast(job: Job, config: ScoreConfig, cores: int, say: Callable[[str], Non
         seconds_left=total / actors if known else None,
         notes=job.notes,
         failures=tuple(failures),
+        spent=tuple(spent.values()),
     )
 
 

@@ -10,24 +10,30 @@ import numpy as np
 import torch
 
 from raybench.config import AttackConfig, RunConfig, ScoreConfig
-from raybench.core.catalog import load_model, open_dataset
-from raybench.core.errors import AccessError, InputError
+from raybench.core.catalog import open_dataset
+from raybench.core.errors import InputError
 from raybench.core.keys import digest
 from raybench.core.plan import Evaluation, Measurement, Plan, cut_shards
 from raybench.core.spec import parse
-from raybench.core.types import Dataset, Model, ModelInfo, Shard
-from raybench.evaluations.attack import AttackEvaluation
+from raybench.core.types import Dataset, ModelInfo, Shard
 from raybench.evaluations.attack_spec import parse_attack
 from raybench.evaluations.attack_table import ATTACKS
-from raybench.evaluations.lime import LimeEvaluation
 from raybench.evaluations.readings import parse_reading
-from raybench.models.check import WARNING, check_outputs
-from raybench.models.wrap import FITTING, size
-from raybench.reports.summary import DEGENERATE_LIMIT, DEGENERATE_SEGMENTS
+from raybench.fit import check_segments, known_labels, no_labels, resolve_model
+from raybench.sequential import refuse
+from raybench.sinks.tracking import redact
 
-__all__ = ["Job", "build_job", "library_versions", "open_data"]
+__all__ = [
+    "Job",
+    "build_job",
+    "device_of",
+    "library_versions",
+    "measure",
+    "merge_plans",
+    "open_data",
+    "result_folders",
+]
 
-_PROBE_IMAGES = 8
 _KINDS: dict[type, str] = {ScoreConfig: "reading", AttackConfig: "attack"}
 
 
@@ -104,25 +110,24 @@ def build_job(config: RunConfig, say: Callable[[str], None]) -> Job:
     labels = None
     if isinstance(config, AttackConfig):
         evaluations = _attacks(config, dataset, problems)
-        labels = _known_labels(dataset, problems)
+        labels = known_labels(dataset)
+        if labels is None:
+            problems.append(no_labels(dataset))
     else:
         assert isinstance(config, ScoreConfig), type(config)
         evaluations = _readings(config, dataset, problems)
+        problems += refuse(config, dataset.info)
     infos: list[ModelInfo] = []
     for spec in config.models:
-        say(f"loading {spec}")
+        shown = redact(spec)
+        say(f"loading {shown}")
         try:
-            model = _fitted(load_model(spec), dataset, notes)
-            warnings = _check_model(model, dataset, evaluations)
-            notes.extend(f"{model.info.name}: {warning}" for warning in warnings)
-            if labels is not None:
-                _check_classes(model.info, dataset, labels, evaluations)
-            infos.append(_warned(model.info, warnings))
+            infos.append(resolve_model(spec, dataset, evaluations, labels, notes))
         except InputError as error:
             if config.skip_missing:
-                notes.append(f"left out {spec}: {error}")
+                notes.append(f"left out {shown}: {error}")
             else:
-                problems.append(f"{spec}: {error}" if spec not in str(error) else str(error))
+                problems.append(f"{shown}: {error}" if spec not in str(error) else str(error))
     names = [info.name for info in infos]
     baseline = config.baseline if isinstance(config, ScoreConfig) else None
     if baseline is not None and baseline not in names:
@@ -133,17 +138,7 @@ def build_job(config: RunConfig, say: Callable[[str], None]) -> Job:
         raise InputError("\n".join(problems))
     if not infos:
         raise InputError("none of the models could be had:\n  " + "\n  ".join(notes))
-    measurements = tuple(
-        Measurement(
-            model=info,
-            dataset=dataset.info,
-            evaluation=evaluation,
-            seed=config.seed,
-            labels="" if labels is None else digest(labels.tolist()),
-        )
-        for evaluation in evaluations
-        for info in infos
-    )
+    measurements = measure(infos, dataset, evaluations, config.seed, labels)
     keys = [measurement.key for measurement in measurements]
     twice = {m.model.name for m in measurements if keys.count(m.key) > 1}
     if twice:
@@ -157,7 +152,7 @@ def build_job(config: RunConfig, say: Callable[[str], None]) -> Job:
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         cpu_threads=config.cpus_per_actor,
-        device=_device(config),
+        device=device_of(config.device, config.runner, config.gpus_per_actor),
     )
     shards = cut_shards(tuple(dataset.ids), config.shard_size)
     if config.runner == "ray" and config.gpus_per_actor == 0 and torch.cuda.is_available():
@@ -172,34 +167,40 @@ def build_job(config: RunConfig, say: Callable[[str], None]) -> Job:
     )
 
 
-def _device(config: RunConfig) -> str:
+def device_of(device: str, runner: str, gpus_per_actor: float) -> str:
+    """Return the device of a plan: auto, cpu or cuda."""
     # A worker that reserved no GPU must not sit on one: Ray hides it, this process would not.
-    if config.device == "auto" and config.gpus_per_actor == 0 and config.runner == "ray":
-        return "cpu"
-    return config.device
+    return "cpu" if device == "auto" and gpus_per_actor == 0 and runner == "ray" else device
 
 
-def _check_segments(reading: Evaluation, dataset: Dataset, seed: int) -> None:
-    """Refuse a segmentation that leaves nothing to explain, or more than the samples can carry.
-
-    The first images tell (spec 01 section 1.1, edge cases).
-    """
-    if not isinstance(reading, LimeEvaluation) or not reading.segmentation:
-        return
-    batch = dataset.read(dataset.ids[: 2 * _PROBE_IMAGES])
-    counts = [
-        int(reading.segment(image, sample_id, seed).max()) + 1
-        for sample_id, image in zip(batch.ids, batch.images, strict=True)
-    ]
-    reading.check_design(max(counts, default=1))
-    few = sum(count < DEGENERATE_SEGMENTS for count in counts)
-    if counts and not reading.force and few / len(counts) > DEGENERATE_LIMIT:
-        raise InputError(
-            f"reading {reading.canonical()}: {few} of the first {len(counts)} images of "
-            f"{dataset.info.name} have fewer than {DEGENERATE_SEGMENTS} superpixels "
-            f"(segments: {', '.join(map(str, counts))}); use the reading grid, a smaller "
-            "kernel_size, or force=true"
+def measure(
+    infos: Sequence[ModelInfo],
+    dataset: Dataset,
+    evaluations: Sequence[Evaluation],
+    seed: int,
+    labels: np.ndarray | None,
+) -> tuple[Measurement, ...]:
+    """Return every model under every evaluation; `labels` [N] where the evaluations need them."""
+    known = "" if labels is None else digest(labels.tolist())
+    return tuple(
+        Measurement(
+            model=info, dataset=dataset.info, evaluation=evaluation, seed=seed, labels=known
         )
+        for evaluation in evaluations
+        for info in infos
+    )
+
+
+def merge_plans(jobs: Sequence[Job]) -> Plan:
+    """Return the measurements of all `jobs`, in order, as one plan: they may span datasets.
+
+    Whatever a task must know beyond its measurement, its shard size, goes with the task.
+    """
+    first = jobs[0].plan
+    for job in jobs:
+        same = replace(job.plan, measurements=(), shard_size=first.shard_size)
+        assert same == replace(first, measurements=()), "jobs of one run share its means"
+    return replace(first, measurements=tuple(one for job in jobs for one in job.plan.measurements))
 
 
 def _readings(config: ScoreConfig, dataset: Dataset, problems: list[str]) -> list[Evaluation]:
@@ -207,7 +208,7 @@ def _readings(config: ScoreConfig, dataset: Dataset, problems: list[str]) -> lis
     for text in config.reading:
         try:
             reading = parse_reading(text, samples=config.samples, shape=dataset.info.shape)
-            _check_segments(reading, dataset, config.seed)
+            check_segments(reading, dataset, config.seed)
             readings.append(reading)
         except InputError as error:
             problems.append(str(error))
@@ -248,120 +249,6 @@ def _attacks(config: AttackConfig, dataset: Dataset, problems: list[str]) -> lis
     if flagged:
         problems.append(f"{flagged}: none of the attacks takes it")
     return attacks
-
-
-def _known_labels(dataset: Dataset, problems: list[str]) -> np.ndarray | None:
-    found = dataset.labels(dataset.ids)
-    if found is None:
-        problems.append(
-            f"{dataset.info.spec} has no labels, and an attack needs them to know what is wrong; "
-            "use a dataset with labels (folders named by class, a labels= or label= column)"
-        )
-    return found
-
-
-def _check_classes(
-    info: ModelInfo, dataset: Dataset, labels: np.ndarray, evaluations: Sequence[Evaluation]
-) -> None:
-    """Refuse labels, or a target class, that the model does not know, or other classes than its."""
-    classes = info.num_classes
-    known = dataset.info.num_classes
-    if known is not None and known != classes:
-        raise InputError(
-            f"{info.spec} has {classes} classes, but {dataset.info.spec} has {known}: its labels "
-            "mean something else to this model, and right and wrong cannot be told"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"{info.spec} has classes 0 to {classes - 1}, but the labels of {dataset.info.spec} "
-            f"run from {low} to {high}; the model and the data do not belong together"
-        )
-    for attack in evaluations:
-        assert isinstance(attack, AttackEvaluation), type(attack)
-        wanted, least = attack.targeted, attack.kind.least_classes
-        if wanted is not None and wanted.isdigit() and int(wanted) >= classes:
-            raise InputError(f"targeted={wanted}: {info.spec} has classes 0 to {classes - 1}")
-        if classes < least:
-            raise InputError(
-                f"attack {attack.attack} needs at least {least} classes; {info.spec} has {classes}"
-            )
-
-
-def _fitted(model: Model, dataset: Dataset, notes: list[str]) -> Model:
-    """Return `model`, for the images' size where its own is a guess that they do not have.
-
-    Sizes that were not declared are found by trial, and a network for 128 pixels may pass for one
-    for 224. The images' own size, where it gives finite scores, goes into the spec: so the workers
-    load the same.
-    """
-    info, shape = model.info, dataset.info.shape
-    if FITTING not in dict(info.details) or not _differing(info, shape):
-        return model
-    batch = dataset.read(dataset.ids[:_PROBE_IMAGES])
-    if not len(batch.ids):
-        return model
-    try:
-        fitted = load_model(parse(info.spec).with_options(shape=size(shape)))
-        with torch.inference_mode():
-            check_outputs(fitted, batch.images)
-    except InputError:
-        return model  # whose own size is then what `_check_model` complains of
-    if fitted.info.num_classes != info.num_classes:
-        return model
-    notes.append(
-        f"{info.name}: the input size was found by trial: {size(shape)}, as the images have; say "
-        f"shape={size(shape)} to be sure"
-    )
-    return fitted
-
-
-def _differing(info: ModelInfo, shape: tuple[int, int, int]) -> str:
-    """Return the first in which images of `shape` differ from what the model takes, or ''."""
-    for wanted, found, what in zip(
-        info.input_shape, shape, ("channels", "height", "width"), strict=True
-    ):
-        if wanted and wanted != found:
-            return what
-    return ""
-
-
-def _check_model(model: Model, dataset: Dataset, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return warnings about `model` after trying it on the first images; raise what is wrong."""
-    info, shape = model.info, dataset.info.shape
-    for evaluation in evaluations:
-        if info.access < evaluation.requires:
-            kind = "attack" if evaluation.family == "attack" else "reading"
-            raise AccessError(
-                f"{info.spec}: the {kind} {evaluation.canonical()} needs access to "
-                f"{evaluation.requires.name.lower()}, the model offers {info.access.name.lower()}"
-            )
-    differing = _differing(info, shape)
-    if differing:
-        tried = dict(info.details).get(FITTING)
-        takes = f"{size(info.input_shape)} (CxHxW)"
-        if tried:
-            takes = f"{tried} (CxHxW, found by trial; shape= declares another)"
-        raise InputError(
-            f"{info.spec} takes images of {takes}, but {dataset.info.spec} has {size(shape)}: they "
-            f"differ in {differing}; choose a dataset option (resize=, preprocess=, channels=) or "
-            "a model that fits"
-        )
-    batch = dataset.read(dataset.ids[:_PROBE_IMAGES])
-    if not len(batch.ids):
-        raise InputError(f"none of the first images of {dataset.info.spec} can be read")
-    with torch.inference_mode():
-        return check_outputs(model, batch.images)
-
-
-def _warned(info: ModelInfo, warnings: Sequence[str]) -> ModelInfo:
-    """Return `info` with `warnings` among its details, where reports find them.
-
-    Details name no result: a measurement's key is the same with and without.
-    """
-    if not warnings:
-        return info
-    return replace(info, details=(*info.details, (WARNING, "; ".join(warnings))))
 
 
 def result_folders(job: Job) -> list[Path]:

@@ -19,12 +19,20 @@ from raybench.evaluations.readings import parse_reading
 from raybench.reports.disagreement_figures import fig5_disagreement
 from raybench.reports.figures import Panel, fig1_scores, fig2_explanations
 from raybench.reports.noise_figures import NoiseCurve, fig6_noise, shown_rows
+from raybench.reports.sequence_figures import fig7_sequences
 from raybench.reports.sparsity import explanation_sparsity, sparsity_json, sparsity_markdown
 from raybench.reports.tables import as_json, as_markdown, write_csv
 from raybench.sinks.parts import write_atomically
 from raybench.sinks.store import load_rows, read_manifest
 
-__all__ = ["Published", "publish_scores", "report_folder", "table_key", "write_reports"]
+__all__ = [
+    "Published",
+    "explanation_panels",
+    "publish_scores",
+    "report_folder",
+    "table_key",
+    "write_reports",
+]
 
 _PANELS = 4
 
@@ -91,6 +99,7 @@ def write_reports(
         written += _fig2(out, table, dataset, folder / "fig2")
         written += fig5_disagreement(table, folder / "fig5_disagreement")
         written += fig6_noise(_noise_curves(out, table), folder / "fig6_noise", table)
+        written += fig7_sequences(table, folder / "fig7_sequences")
         files[table_key(table)] = written
     return files
 
@@ -111,8 +120,18 @@ def _pair(table: ScoreTable) -> tuple[ModelScore, ModelScore] | None:
 
 def _fig2(out: Path, table: ScoreTable, dataset: Dataset | None, stem: Path) -> list[Path]:
     pair = _pair(table)
-    if pair is None:
-        return []
+    panels = explanation_panels(out, table, pair, dataset) if pair else []
+    return fig2_explanations(panels, stem, reading=table.reading) if panels else []
+
+
+def explanation_panels(
+    out: Path, table: ScoreTable, rows: Sequence[ModelScore], dataset: Dataset | None = None
+) -> list[Panel]:
+    """Return the first images with the stored explanations of `rows`, complete ones of `table`.
+
+    Empty where the images are no longer there, or the reading has no segments to show. `dataset`
+    is for `write_reports`.
+    """
     try:
         images = dataset or open_dataset(table.dataset.spec)
         if images.info.fingerprint != table.dataset.fingerprint:
@@ -131,11 +150,11 @@ def _fig2(out: Path, table: ScoreTable, dataset: Dataset | None, stem: Path) -> 
             .slice(0, _PANELS)
             .to_pylist()
         }
-        for row in pair
+        for row in rows
     }
     panels = []
     for sample_id, image in zip(batch.ids, batch.images, strict=True):
-        lines = {name: rows.get(sample_id) for name, rows in stored.items()}
+        lines = {name: known.get(sample_id) for name, known in stored.items()}
         if any(line is None or line["status"] != "ok" for line in lines.values()):
             continue
         known = {name: line for name, line in lines.items() if line is not None}
@@ -148,7 +167,7 @@ def _fig2(out: Path, table: ScoreTable, dataset: Dataset | None, stem: Path) -> 
                 predicted={name: int(line["predicted"]) for name, line in known.items()},
             )
         )
-    return fig2_explanations(panels, stem, reading=table.reading) if panels else []
+    return panels
 
 
 def _noise_curves(out: Path, table: ScoreTable) -> list[NoiseCurve]:

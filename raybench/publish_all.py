@@ -1,6 +1,6 @@
 """Everything that is stored, published again: reports on disk, and runs in MLflow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from raybench.reports.stored import (
     dataset_info,
     stored_folders,
 )
-from raybench.reports.summary import load_tables
+from raybench.reports.summary import load_tables, summarise
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker
 from raybench.sinks.store import read_manifest
 
@@ -36,11 +36,17 @@ class Stored:
 
 
 def publish_stored(
-    out: Path, baseline: str | None, rank_by: str, say: Callable[[str], None]
+    out: Path,
+    baseline: str | None,
+    rank_by: str,
+    say: Callable[[str], None],
+    *,
+    only: Collection[Path] | None = None,
 ) -> Stored:
     """Write the reports of all that is stored below `out` and return what there is.
 
-    `say` is told of every folder whose manifest cannot be read.
+    `say` is told of every folder whose manifest cannot be read. `only` leaves out the measurement
+    folders that it does not hold; where it leaves none, nothing is written.
 
     Raises:
         InputError: nothing is stored there.
@@ -48,13 +54,20 @@ def publish_stored(
     stored = stored_folders(out)
     for _, problem in stored.damaged:
         say(f"{problem}; 'raybench verify --repair' makes it anew from the parts")
+    scored, attacked = (
+        [folder for folder in folders if only is None or folder in only]
+        for folders in (stored.scores, stored.attacks)
+    )
     views: list[Published] = []
     joined: list[Joined] = []
-    if stored.scores or not stored.attacks:
+    if only is None and not attacked:
         scores = load_tables(out, baseline, rank_by)
         views.append(publish_scores(out, scores, None))
-    if stored.attacks:
-        views.append(publish_attacks(out, stored.attacks))
+    elif scored:
+        scores = summarise(out, scored, baseline=baseline, rank_by=rank_by)
+        views.append(publish_scores(out, scores, None))
+    if attacked:
+        views.append(publish_attacks(out, attacked))
     if len(views) == 2:
         robust = [table for table in views[1].tables if isinstance(table, AttackTable)]
         joined = join_tables([table for table in scores if table.shown], robust)
@@ -85,7 +98,7 @@ def sync(
                 continue
             measurement = read_manifest(out / row.folder).measurement
             dataset = dataset_info(measurement)
-            name = experiment or experiment_name(dataset, measurement["family"])
+            name = experiment or experiment_name(dataset)
             if name not in trackers:
                 trackers[name] = open_tracker(tracking_uri, out, name, warn=say)
             tracker = trackers[name]

@@ -65,7 +65,7 @@ class Verdict:
 
 
 def _counts(manifest: Manifest) -> tuple[int, tuple[int, ...]]:
-    return len(manifest.shards), tuple(shard.index for shard in manifest.missing)
+    return len(manifest.asked), tuple(shard.index for shard in manifest.owed)
 
 
 def verify_all(out: Path) -> list[Verdict]:

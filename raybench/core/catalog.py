@@ -105,6 +105,19 @@ MODELS: Mapping[str, Entry] = {
         "python:pkg.module:factory",
         Access.INTERNALS,
     ),
+    "http": Entry(
+        "raybench.models.http:load",
+        "a model behind an HTTP API: MLflow scoring server, protocol v2 (KServe, Triton, MLServer) "
+        "or JSON by a template; see docs/http.md",
+        "http://127.0.0.1:5000/invocations?protocol=mlflow&shape=1x8x8&classes=10",
+        Access.LOGITS,
+    ),
+    "https": Entry(
+        "raybench.models.http:load",
+        "the same, encrypted",
+        "https://host/v2/models/NAME?protocol=v2&version=3&budget=1000000",
+        Access.LOGITS,
+    ),
 }
 
 # Each target is ``open_(spec: Spec) -> Dataset``.

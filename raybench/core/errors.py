@@ -9,6 +9,7 @@
     │   └── OutputError            a model whose answers break its own declaration
     ├── StoreError                 results on disk that are damaged, incomplete or foreign
     ├── RunError                   a run that ended before its work was done
+    ├── BudgetSpentError           a model's query budget does not allow the next question
     └── Interrupted                the run was asked to stop; carries the exit code
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "AccessError",
+    "BudgetSpentError",
     "InputError",
     "Interrupted",
     "OutputError",
@@ -54,6 +56,13 @@ class StoreError(RaybenchError):
 
 class RunError(RaybenchError):
     """A run ended with work undone; exit code 3. What was committed stays."""
+
+
+class BudgetSpentError(RaybenchError):
+    """A model may not be asked any more: its query budget is spent; exit code 4.
+
+    Nothing was asked beyond the budget, and what was committed stays.
+    """
 
 
 class Interrupted(RaybenchError):  # noqa: N818 - a request, not a fault

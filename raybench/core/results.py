@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raybench.core.decisions import Decisions
 from raybench.core.types import DatasetInfo, ModelInfo
 
 __all__ = ["ModelScore", "ScoreTable"]
@@ -44,6 +45,8 @@ class ModelScore:
         clean_accuracy: fraction right where labels exist, with Wilson 95 % bounds.
         queries: images the model was asked about over the whole measurement of this reading, those
             included that only fill up a batch.
+        fixed_n, queries_fixed_n: images, and their queries, of the fixed-n design that a sequential
+            run could stop short of; None where all images were asked for from the start.
         images_per_second: dataset images scored per second of worker time; None where unknown.
         mean_segments: mean d.  degenerate_fraction: share of images with fewer than 5 segments.
         r2: mean weighted R-squared of the local fits.
@@ -84,12 +87,19 @@ class ModelScore:
     clean_low: float | None = None
     clean_high: float | None = None
     queries: int = 0
+    fixed_n: int | None = None
+    queries_fixed_n: int | None = None
     images_per_second: float | None = None
     mean_segments: float | None = None
     degenerate_fraction: float | None = None
     r2: float | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
+
+    @property
+    def queries_spent(self) -> int | None:
+        """The queries of a measurement that a sequential run made; None of a plain one."""
+        return None if self.fixed_n is None else self.queries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +109,8 @@ class ScoreTable:
     `baseline` names the standard model of Eq. 3 that rows without a twin are compared with,
     or is None. `seed` and `samples` (k) are those of every row: rows are comparable by
     construction. `rank_by` is the field ranked and tied on: "normalised", "score" or "matched".
-    `shown` is False where all that it says is a column of another table.
+    `shown` is False where all that it says is a column of another table. `decisions` are those of
+    the sequential run that the ranking comes from, if one stopped it.
     """
 
     dataset: DatasetInfo
@@ -110,3 +121,14 @@ class ScoreTable:
     rows: Sequence[ModelScore]
     rank_by: str = "score"
     shown: bool = True
+    decisions: Decisions | None = None
+
+    @property
+    def images(self) -> str:
+        """How many images the rows are about, for titles: all, or which part of them."""
+        whole = f"{self.dataset.size:,}"
+        complete = [row for row in self.rows if row.status == "complete"]
+        found = sorted({row.n + row.unscored for row in complete})
+        if all(row.fixed_n is None for row in complete) or found == [self.dataset.size]:
+            return whole
+        return f"{' to '.join(f'{n:,}' for n in found[:1] + found[1:][-1:])} of {whole}"

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from raybench.core.errors import InputError
 
-__all__ = ["Event", "Outcome", "Receipt", "Resources", "Runner", "Task", "Worker"]
+__all__ = ["Event", "Outcome", "Receipt", "Resources", "Runner", "Spent", "Task", "Worker"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +45,8 @@ class Receipt:
         errors: how many of them could not be scored.
         queries: images the model was asked about (0 where the part was already there).
         seconds: wall time the worker spent computing (0 where the part was already there).
+        paid: images sent to a model that is paid for by the query, tries that failed included; the
+            rest was in its cache. None for a model that costs nothing to ask.
     """
 
     task: Task
@@ -55,6 +57,14 @@ class Receipt:
     errors: int
     queries: int
     seconds: float
+    paid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A worker's answer where its model's query budget ended the task: the error, on one line."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +102,9 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something a listener may show: ``kind`` is started, done, retry, failed, worker-lost, note.
+    """Something a listener may show.
+
+    ``kind`` is started, done, retry, failed, spent, worker-lost or note.
 
     `receipt` is set for ``done``; `text` explains every other kind.
     """
@@ -108,11 +120,14 @@ class Outcome:
     """What a run achieved: receipts by task, and for each failed task its last error.
 
     `gave_up` is the reason a run ended early (no progress, no worker could be made), else None.
+    `spent` holds the tasks that were dropped, most of them untried, since the query budget of
+    their model is spent, each with the error that said so.
     """
 
     receipts: dict[Task, Receipt] = field(default_factory=dict)
     failures: dict[Task, str] = field(default_factory=dict)
     gave_up: str | None = None
+    spent: dict[Task, str] = field(default_factory=dict)
 
 
 class Worker(Protocol):
@@ -124,7 +139,11 @@ class Worker(Protocol):
 
 
 class Runner(Protocol):
-    """Runs every task somewhere. `stop` is polled; a non-None exit code raises Interrupted."""
+    """Runs every task somewhere. `stop` is polled; a non-None exit code raises Interrupted.
+
+    `more` is asked for further tasks, none of them seen before, whenever none is left undecided;
+    it is given the outcome so far. The run is over when it has none. Workers are kept in between.
+    """
 
     def __call__(
         self,
@@ -134,6 +153,7 @@ class Runner(Protocol):
         *,
         listener: Callable[[Event], None],
         stop: Callable[[], int | None],
+        more: Callable[[Outcome], Iterable[Task]] | None = None,
     ) -> Outcome:
         """Return what was achieved; task failures are in the outcome, never raised."""
         ...

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raybench.metrics.intervals import Resampled, percentile_interval
+from raybench.metrics.intervals import Resampled, percentile_interval, straddles_zero
 
 __all__ = ["Comparison", "choose_baselines", "compare"]
 
@@ -94,8 +94,7 @@ def compare(
         for other in order:
             if other == name:
                 continue
-            below, above = percentile_interval(draws - bootstrap.resampled[:, columns[other]])
-            if below <= 0 <= above:
+            if straddles_zero(draws - bootstrap.resampled[:, columns[other]]):
                 tied.append(other)
         result[name] = Comparison(
             score=float(mine),

@@ -10,7 +10,14 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["RESAMPLES", "Resampled", "percentile_interval", "resample_means", "wilson"]
+__all__ = [
+    "RESAMPLES",
+    "Resampled",
+    "percentile_interval",
+    "resample_means",
+    "straddles_zero",
+    "wilson",
+]
 
 RESAMPLES = 10_000
 
@@ -64,6 +71,22 @@ def percentile_interval(samples: np.ndarray, level: float = 0.95) -> tuple[float
     """Return the central `level` interval of resampled values [R], NaN left out."""
     low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def straddles_zero(samples: np.ndarray, level: float = 0.95) -> bool:
+    """Return whether zero lies within `percentile_interval`, mostly without ordering the values.
+
+    How many values lie on each side of zero decides it, unless an end is within a place of zero.
+    """
+    place = int((1 - level) / 2 * (len(samples) - 1))
+    sides = (int((samples <= 0).sum()), int((samples >= 0).sum()))
+    if not np.isnan(samples).any():
+        if min(sides) < place:
+            return False
+        if min(sides) > place + 3:
+            return True
+    low, high = percentile_interval(samples, level)
+    return low <= 0 <= high
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:

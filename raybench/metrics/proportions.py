@@ -1,5 +1,7 @@
 """Paired proportions: whether two models differ on the same images."""
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import stats
 
@@ -16,4 +18,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     below = int((~first & second).sum())
     if above + below == 0:
         return 1.0
-    return float(stats.binomtest(above, above + below, 0.5).pvalue)
+    return _two_sided(above, above + below)
+
+
+@lru_cache(maxsize=65_536)
+def _two_sided(above: int, total: int) -> float:
+    # Tables of hundreds of models ask about each pair, and few counts are different.
+    return float(stats.binomtest(above, total, 0.5).pvalue)

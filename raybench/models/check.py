@@ -20,9 +20,11 @@ def check_outputs(model: Model, images: Tensor) -> list[str]:
     """Return warnings about `model`'s answers on a first batch [N, C, H, W]; empty where none.
 
     The model is asked three times for N images and once for one. A lowered model is judged by what
-    lies beneath, where wrong scores still show. Warnings: answers that change from one call to the
-    next, or with the other images of a batch. They do not begin with the model's name: whoever
-    shows them says whose they are.
+    lies beneath, where wrong scores still show. Warnings: the model's own (`warnings`, where it has
+    some), answers that change from one call to the next, or with the other images of a batch. They
+    do not begin with the model's name: whoever shows them says whose they are.
+
+    A model that keeps its answers has a method `again`, and is asked anew through it.
 
     Raises:
         OutputError: not [N, K], not finite, probabilities where logits were declared, or
@@ -31,8 +33,9 @@ def check_outputs(model: Model, images: Tensor) -> list[str]:
     assert len(images) >= 1
     inner = unlimited(model)
     name = inner.info.name
+    warnings = list(getattr(inner, "warnings", ()))
     if inner.info.access < Access.SCORES:
-        return _check_labels(inner, images)
+        return warnings + _check_labels(inner, images)
     declared_logits = inner.info.access >= Access.LOGITS
     with torch.no_grad():
         scores = inner.logits(images) if declared_logits else inner.probabilities(images)
@@ -59,7 +62,13 @@ def check_outputs(model: Model, images: Tensor) -> list[str]:
             f"(first row sums to {float(scores[0].sum()):.4g}); use output=logits if these are "
             "logits"
         )
-    return _check_repeats(inner, images)
+    return warnings + _check_repeats(inner, images)
+
+
+def _again(model: Model) -> Model:
+    """Return the model as one that does not remember what it was asked."""
+    anew: Model = getattr(model, "again", lambda: model)()
+    return anew
 
 
 def _check_labels(model: Model, images: Tensor) -> list[str]:
@@ -68,13 +77,13 @@ def _check_labels(model: Model, images: Tensor) -> list[str]:
     _check_shape(name, labels, (len(images),))
     if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
         raise OutputError(f"{name}: labels must be int64 in 0 to {classes - 1}")
-    if not bool((model.labels(images) == labels).all()):
+    if not bool((_again(model).labels(images) == labels).all()):
         return [_varies("its labels")]
     return []
 
 
 def _check_repeats(model: Model, images: Tensor) -> list[str]:
-    first, second = model.probabilities(images), model.probabilities(images)
+    first, second = model.probabilities(images), _again(model).probabilities(images)
     alone = model.probabilities(images[:1])
     change = float((first - second).abs().max())
     if change > _SAME_TOLERANCE:

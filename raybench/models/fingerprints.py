@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from raybench.core.keys import canonical_json
+from raybench.models.touched import note_file
 
-__all__ = ["file_sha256", "fingerprint_file", "fingerprint_module"]
+__all__ = ["LIBRARIES", "file_sha256", "fingerprint_file", "fingerprint_module"]
 
 # Their classes are named, not hashed: a comment changed in a new release is no new model.
-_LIBRARIES = frozenset({"torch", "torchvision", "timm", "robustbench", "raybench"})
+LIBRARIES = frozenset({"torch", "torchvision", "timm", "robustbench", "raybench"})
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -48,6 +49,8 @@ def fingerprint_module(module: nn.Module, extra: str = "") -> str:
 
 def fingerprint_file(path: Path, extra: str = "", *, others: tuple[Path, ...] = ()) -> str:
     """Return the digest that identifies a model kept in one file (and `others` it refers to)."""
+    for each in (path, *others):
+        note_file(each)
     parts = [file_sha256(path), *(file_sha256(other) for other in others), extra]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -93,9 +96,10 @@ def _sources(module: nn.Module) -> str:
     texts = []
     for kind in sorted(classes, key=lambda kind: (kind.__module__, kind.__qualname__)):
         name = f"{kind.__module__}.{kind.__qualname__}"
-        if kind.__module__.partition(".")[0] not in _LIBRARIES:
+        if kind.__module__.partition(".")[0] not in LIBRARIES:
             try:
                 name = inspect.getsource(kind)
+                note_file(inspect.getfile(kind))
             except (OSError, TypeError):
                 # Classes made at run time have no source; their name has to do.
                 name = kind.__qualname__

@@ -28,7 +28,7 @@ from raybench.models.hubs import fetch_published, timm_preprocess
 from raybench.models.weights import load_strictly, read_pickle, read_state
 from raybench.models.wrap import Facts, wrap
 
-__all__ = ["load"]
+__all__ = ["listing", "load"]
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
@@ -120,6 +120,21 @@ def load(spec: Spec, *, device: str, drive: str = GOOGLE_DRIVE) -> Model:
         details=tuple(details),
     )
     return wrap(network, spec, options, facts, device=device)
+
+
+def listing() -> dict[str, list[str]]:
+    """Return the names of all models by ``dataset/threat``, in RobustBench's order.
+
+    Raises:
+        SpecError: the package cannot be imported.
+    """
+    with _quiet():
+        zoo = _import("robustbench.model_zoo").model_dicts
+    return {
+        f"{dataset.value}/{threat.value}": list(models)
+        for dataset, threats in zoo.items()
+        for threat, models in threats.items()
+    }
 
 
 def _find(spec: Spec, folder: Path, drive: str) -> _Entry:

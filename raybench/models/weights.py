@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raybench.core.errors import SpecError
+from raybench.models.touched import note_file
 
 __all__ = ["PICKLE_SUFFIXES", "load_strictly", "read_pickle", "read_state", "unwrap_state"]
 
@@ -34,6 +35,7 @@ def read_state(path: Path, what: object) -> dict[str, Tensor]:
     if not path.is_file():
         raise SpecError(f"{what}: there is no file {path}")
     if path.suffix == ".safetensors":
+        note_file(path)
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
@@ -56,6 +58,7 @@ def read_pickle(path: Path, what: object) -> Any:
     Raises:
         SpecError: a pickle that needs code (naming what it asked for), or a damaged file.
     """
+    note_file(path)
     try:
         with warnings.catch_warnings():
             # Of a file that plain pickle wrote; what matters of it is in the error that follows.

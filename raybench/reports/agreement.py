@@ -15,10 +15,10 @@ from raybench.core.robustness import AttackTable
 from raybench.metrics.correlation import Agreement
 from raybench.reports.agreement_figures import AgreementPoint, agreement_of, fig4_agreement
 
-__all__ = ["Joined", "agreement_text", "join_tables", "write_agreements"]
+__all__ = ["SCORE_LABELS", "Joined", "agreement_text", "join_tables", "write_agreements"]
 
 _LEAST = 3
-_LABELS = {
+SCORE_LABELS = {
     "score": "brittle-score",
     "normalised": "normalised score",
     "matched": "brittle-score at equal mean confidence",
@@ -52,7 +52,7 @@ def join_tables(
         for attacks in attack_tables:
             if scores.dataset.name != attacks.dataset.name or attacks.targeted or not attacks.eps:
                 continue
-            for field in _LABELS:
+            for field in SCORE_LABELS:
                 points = _points(scores, attacks, field)
                 values = np.array([point.score for point in points])
                 truth = np.array([point.robust_accuracy for point in points])
@@ -105,7 +105,7 @@ def agreement_text(joined: Sequence[Joined]) -> str:
         found = one.found
         how = "exact" if found.exact else "sampled"
         lines.append(
-            f"{one.scores.dataset.name} · {one.scores.reading} · {_LABELS[one.field]} against "
+            f"{one.scores.dataset.name} · {one.scores.reading} · {SCORE_LABELS[one.field]} against "
             f"{one.attacks.threat}: Pearson {found.pearson:+.2f} (p {found.pearson_p:.3f}), "
             f"Spearman {found.spearman:+.2f} (p {found.spearman_p:.3f}), "
             f"Kendall {found.kendall:+.2f} (p {found.kendall_p:.3f}); {found.models} models, "
@@ -124,7 +124,7 @@ def write_agreements(out: Path, joined: Sequence[Joined]) -> list[Path]:
         files += fig4_agreement(
             one.points,
             out / "reports" / name / stem,
-            score_label=f"{_LABELS[one.field]}, {one.scores.reading}",
+            score_label=f"{SCORE_LABELS[one.field]}, {one.scores.reading}",
             accuracy_label=f"robust accuracy within {one.attacks.threat}",
         )
     return files

@@ -6,6 +6,7 @@ fig4_agreement(points, Path("out/fig4"), score_label="brittle-score", accuracy_l
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -30,6 +31,7 @@ __all__ = [
 
 _FEWEST = 3
 _LETTERS = 130  # of 8 points in `WIDTH`
+_NAMED = 40  # points beyond which names would only cover each other, and take minutes to place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,12 @@ def agreement_of(points: Sequence[AgreementPoint]) -> Agreement:
     Raises:
         ValueError: fewer than three points.
     """
-    ordered = sorted(points, key=lambda point: point.model)
+    return _agreement(tuple(sorted(points, key=lambda point: point.model)))
+
+
+# A table's text and its figure ask for the same, and hundreds of models take seconds.
+@lru_cache(maxsize=64)
+def _agreement(ordered: tuple[AgreementPoint, ...]) -> Agreement:
     return agreement(
         np.array([point.robust_accuracy for point in ordered]),
         np.array([point.score for point in ordered]),
@@ -120,7 +127,8 @@ def draw_agreement(
     title = f"{score_label}\nagainst {accuracy_label}; {len(points)} models, bars: 95 % intervals"
     figure.suptitle(wrapped(title), fontsize=10, x=0.01, ha="left")
     figure.supxlabel(wrapped(_agreement_caption(points), _LETTERS), fontsize=8, x=0.01, ha="left")
-    _name_points(figure, axes, points)
+    if len(points) <= _NAMED:
+        _name_points(figure, axes, points)
     return figure
 
 

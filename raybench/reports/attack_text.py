@@ -18,6 +18,8 @@ from raybench.reports.layout import draw, hide_remote, markdown, page_text, prin
 from raybench.reports.tables import number
 
 __all__ = [
+    "attack_names",
+    "attack_notes",
     "attacks_as_json",
     "attacks_as_markdown",
     "attacks_as_text",
@@ -31,7 +33,7 @@ def _title(table: AttackTable) -> str:
     return f"{table.dataset.name} · attacks within {table.threat} · {size} · seed {table.seed}"
 
 
-def _attack_names(table: AttackTable) -> dict[str, str]:
+def attack_names(table: AttackTable) -> dict[str, str]:
     """Return each attack spec of the table with a heading: its name, numbered where shared."""
     specs = dict.fromkeys(attack.reading for attack in table.measurements())
     names = [parse(spec).scheme for spec in specs]
@@ -53,7 +55,7 @@ def _percent(value: float | None, low: float | None = None, high: float | None =
 
 
 def _cells(table: AttackTable) -> tuple[list[str], list[list[str]]]:
-    headings = _attack_names(table)
+    headings = attack_names(table)
     columns: list[tuple[str, Callable[[RobustScore], str]]] = [
         ("rank", lambda row: "-" if row.rank is None else f"{row.rank}{'=' if row.tied else ''}"),
         ("model", lambda row: row.model.name),
@@ -93,10 +95,10 @@ def _speed(row: RobustScore) -> str:
     return number(1 / sum(1 / speed for speed in known), 3)
 
 
-def _notes(table: AttackTable) -> list[str]:
+def attack_notes(table: AttackTable) -> list[str]:
     specs = [
         f"{name}: {spec}" if name != parse(spec).scheme else spec
-        for spec, name in _attack_names(table).items()
+        for spec, name in attack_names(table).items()
     ]
     notes = [
         "Robust: right, and changed by none of the attacks within the budget, image by image. An "
@@ -130,7 +132,7 @@ def _notes(table: AttackTable) -> list[str]:
 def _drawn(table: AttackTable) -> Table:
     headings, cells = _cells(table)
     wrong = [row.status != "complete" for row in table.rows]
-    return draw(_title(table), headings, cells, _notes(table), wrong=wrong)
+    return draw(_title(table), headings, cells, attack_notes(table), wrong=wrong)
 
 
 def print_attacks(table: AttackTable) -> None:
@@ -146,7 +148,7 @@ def attacks_as_text(table: AttackTable) -> str:
 def attacks_as_markdown(table: AttackTable) -> str:
     """Return the table in GitHub's Markdown, footnotes as a list."""
     headings, cells = _cells(table)
-    return markdown(_title(table), headings, cells, _notes(table))
+    return markdown(_title(table), headings, cells, attack_notes(table))
 
 
 # One spelling of a bound for every number: NAME_ci_low, NAME_ci_high.

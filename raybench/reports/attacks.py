@@ -176,7 +176,8 @@ def _attack(out: Path, info: Any, member: AttackRows) -> AttackScore:
     if member.rows is None:
         failed = next(iter(member.manifest.failures.values()), None)
         status = "failed" if member.manifest.failures else "incomplete"
-        return AttackScore(**head, status=status, error=failed or member.problem)
+        error = failed or member.manifest.partial or member.problem
+        return AttackScore(**head, status=status, error=error)
     judged, right = member.judged, member.right
     count = int(judged.sum())
     if count == 0:

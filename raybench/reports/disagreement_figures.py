@@ -98,7 +98,7 @@ def draw_disagreement(table: ScoreTable) -> Figure | None:
     title = (
         f"Ranks of the same models by {columns} scores on {table.dataset.name} (1 = lowest = least "
         f"brittle)\nreading {table.reading}\n"
-        f"n = {table.dataset.size:,} images, k = {table.samples:,} samples, seed {table.seed}"
+        f"n = {table.images} images, k = {table.samples:,} samples, seed {table.seed}"
     )
     figure.suptitle(wrapped(title), fontsize=10, x=0.01, ha="left")
     figure.supxlabel(_disagreement_caption(table, ranks), fontsize=8, x=0.01, ha="left")

@@ -144,7 +144,7 @@ def _pairs(rows: Sequence[ModelScore]) -> list[tuple[ModelScore, ModelScore]]:
 def _title(table: ScoreTable) -> str:
     return wrapped(
         f"brittle-score on {table.dataset.name}, reading {table.reading}\n"
-        f"n = {table.dataset.size:,} images, k = {table.samples:,} samples, seed {table.seed}; "
+        f"n = {table.images} images, k = {table.samples:,} samples, seed {table.seed}; "
         "whiskers: 95 % CI over images"
     )
 

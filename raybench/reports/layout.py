@@ -87,14 +87,17 @@ def print_page(make: Callable[[int], Table]) -> None:
 def markdown(
     title: str, headings: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]
 ) -> str:
-    """Return the table in GitHub's Markdown, notes as a list."""
+    """Return the table in GitHub's Markdown, notes as a list; names in it are never markup."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.splitlines()).replace("<", "&lt;")
 
     def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |"
 
     rule = ["---" if heading == "model" else "---:" for heading in headings]
     return "\n".join(
-        [f"**{title}**", "", line(headings), line(rule), *map(line, cells), ""]
-        + [f"- {note}" for note in notes]
+        [f"**{plain(title)}**", "", line(headings), line(rule), *map(line, cells), ""]
+        + [f"- {plain(note)}" for note in notes]
         + [""]
     )

@@ -107,7 +107,7 @@ def _title(curves: Sequence[NoiseCurve], table: ScoreTable) -> str:
     lines = [
         f"How settled the scores are on {table.dataset.name}",
         f"reading {table.reading}",
-        f"n = {table.dataset.size:,} images, k = {table.samples:,} samples, seed {table.seed}",
+        f"n = {table.images} images, k = {table.samples:,} samples, seed {table.seed}",
     ]
     if complete > 2 * _ENDS:
         lines[2] += f"; {len(curves)} of {complete} models, from both ends of the table"

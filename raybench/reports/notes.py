@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
+from raybench.core.decisions import Decisions, PairDecision
 from raybench.core.results import ModelScore, ScoreTable
 from raybench.reports.images import MATCHED_CONFIDENCE
 from raybench.reports.layout import shorten
@@ -42,7 +43,14 @@ def footnotes(table: ScoreTable) -> list[str]:
     ]
     notes += _normalised(complete) + _disagreement(complete) + _temperature(complete)
     ties = [f"{row.model.name} with {shorten(row.tied)}" for row in complete if row.tied]
-    if ties:
+    if table.decisions is not None:
+        notes += _decided(table.decisions)
+    elif any(row.fixed_n is not None for row in complete):
+        notes.append(
+            "A sequential run chose how many images each model has; intervals for a fixed n are "
+            "too narrow after that."
+        )
+    elif ties:
         notes.append(
             "= tied: the paired 95 % interval of the difference contains zero: "
             f"{shorten(ties, '; ')}."
@@ -63,6 +71,45 @@ def footnotes(table: ScoreTable) -> list[str]:
             reason = _first_line(row.error or "no score is published")
             notes.append(f"{row.model.name} is {row.status}: {reason}")
     return notes
+
+
+_METHODS = {
+    "betting": "a betting confidence sequence, which holds for any numbers in [0, 1] (Waudby-Smith "
+    "and Ramdas 2024)",
+    "asymptotic": "an asymptotic confidence sequence, whose error nears this with more images "
+    "(Waudby-Smith et al. 2024)",
+}
+_SIGNS = {"separated": "<", "tied": "=", "undecided": "?"}
+
+
+def _decided(found: Decisions) -> list[str]:
+    """Return what a sequential run decided, what that is worth, and what it saved."""
+    most = max((images for _, images in found.models.values()), default=0)
+    share = found.queries_spent / found.queries_fixed_n if found.queries_fixed_n else 1.0
+    open_pairs = sum(pair.verdict == "undecided" for pair in found.pairs)
+    what = "Every two neighbours are decided"
+    if open_pairs:
+        what = f"{open_pairs} of {len(found.pairs)} neighbours are still undecided"
+    tied = f"tied within ±{found.margin:g}" if found.margin else "tied (no margin was given)"
+    verdicts = [_pair(pair) for pair in found.pairs]
+    return [
+        f"{what} at {most:,} of {found.fixed_n:,} images: {found.queries_spent:,} queries over all "
+        f"readings, {100 * share:.0f} % of the {found.queries_fixed_n:,} of fixed n.",
+        f"Neighbours (< separated, = {tied}, ? undecided) with the interval of their difference in "
+        f"{found.column}: {shorten(verdicts, '; ')}.",
+        f"These verdicts hold together and at every look, but for {100 * found.alpha:g} %: "
+        f"{_METHODS[found.method]}; Bonferroni over {found.pairs_covered} pairs. The table's own "
+        "intervals are those of a fixed n, too narrow where a run stops by what it sees; = behind "
+        "a rank: not separated from a neighbour.",
+    ]
+
+
+def _pair(pair: PairDecision) -> str:
+    shown = [look for look in pair.path if look[0] == pair.decided_at] or pair.path[-1:]
+    images, *ends = shown[0]
+    low, high = (f"{end:.3g}" if end is not None else "?" for end in ends)
+    sign = _SIGNS[pair.verdict]
+    return f"{pair.lower} {sign} {pair.higher} [{low}, {high}] at {images:,} images"
 
 
 def _normalised(rows: Sequence[ModelScore]) -> list[str]:

@@ -62,7 +62,9 @@ def explanation_sparsity(out: Path, table: ScoreTable) -> list[Sparsity]:
     segments = _segments(reading, table.dataset.shape)
     found = [_per_image(out / row.folder, segments) for row in rows]
     names = list(_statistics(np.zeros(1), None))
-    columns = np.concatenate(found, axis=1)
+    columns = np.full((max(map(len, found)), len(names) * len(found)), np.nan)
+    for index, one in enumerate(found):
+        columns[: len(one), index * len(names) : (index + 1) * len(names)] = one
     # The resampling of the dataset's other intervals, shared by all models.
     bootstrap = resample_means(columns, stream(0, "bootstrap", table.dataset.fingerprint))
     result = []

@@ -1,11 +1,13 @@
 """What is stored below an output folder: whose it is, what it is called, how fast it was made."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybench.core.decisions import Decisions, decisions_of
 from raybench.core.errors import StoreError
 from raybench.core.types import Access, DatasetInfo, ModelInfo
 from raybench.sinks.store import Manifest, describe_folder, find_folders, read_manifest
@@ -16,6 +18,7 @@ __all__ = [
     "distinct_names",
     "model_info",
     "queries_made",
+    "stored_decisions",
     "stored_folders",
     "worker_speed",
 ]
@@ -89,6 +92,21 @@ def model_info(measurement: Mapping[str, Any]) -> ModelInfo:
     facts["input_shape"] = tuple(facts["input_shape"])
     facts["details"] = tuple(facts["details"].items())
     return ModelInfo(**facts)
+
+
+def stored_decisions(out: Path, manifests: Sequence[Manifest]) -> Decisions | None:
+    """Return what the latest sequential run over `manifests` decided.
+
+    None where none stopped any of them, or where its record has gone.
+    """
+    stopped = [one for one in manifests if one.stop is not None]
+    latest = max(stopped, key=lambda one: one.run, default=None)
+    if latest is None or latest.stop is None:
+        return None
+    try:
+        return decisions_of(json.loads((out / latest.stop.record).read_bytes()))
+    except (OSError, ValueError, StoreError):
+        return None
 
 
 def worker_speed(manifest: Manifest) -> float | None:

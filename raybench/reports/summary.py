@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raybench.core.decisions import Decisions, model_id
 from raybench.core.errors import InputError, StoreError, near_miss
 from raybench.core.results import ModelScore, ScoreTable
 from raybench.core.spec import Spec, parse
@@ -21,6 +22,7 @@ from raybench.reports.stored import (
     distinct_names,
     model_info,
     queries_made,
+    stored_decisions,
     stored_folders,
     worker_speed,
 )
@@ -141,6 +143,7 @@ def _table(
     baseline: str | None,
     rank_by: str,
 ) -> ScoreTable:
+    ids = [model_id(member.manifest.measurement["model"]) for member in members]
     members = _distinct(members)
     measurement = members[0].manifest.measurement
     dataset = dataset_info(measurement)
@@ -150,6 +153,9 @@ def _table(
     truth = stored_labels(out, dataset)
     rows = [_row(out, member, numbers, truth) for member in members]
     rows.sort(key=lambda row: (row.rank is None, row.rank or 0, row.model.name))
+    decisions = _decisions(out, members, numbers, dict(zip(ids, names, strict=True)))
+    if decisions is not None:
+        rows = [_as_decided(row, decisions) for row in rows]
     return ScoreTable(
         dataset=dataset,
         reading=measurement["evaluation"],
@@ -158,6 +164,7 @@ def _table(
         baseline=baseline,
         rows=rows,
         rank_by=numbers.rank_by,
+        decisions=decisions,
     )
 
 
@@ -229,12 +236,15 @@ def _compare(
 ) -> dict[str, Comparison]:
     if not members:
         return {}
-    ids = members[0].images.ids if members[0].images else ()
+    ids = max((member.images.ids for member in members if member.images), key=len)
     for member in members:
-        if member.images is not None and member.images.ids != ids:
+        # A sequential run may have asked fewer of the first images of one model than of another.
+        if member.images is not None and member.images.ids != ids[: len(member.images.ids)]:
             raise StoreError(f"{member.folder} holds other samples than its neighbours")
-    nothing = np.full(len(ids), np.nan)
-    matrix = np.column_stack([nothing if column is None else column for column in columns])
+    matrix = np.full((len(ids), len(columns)), np.nan)
+    for place, column in enumerate(columns):
+        if column is not None:
+            matrix[: len(column), place] = column
     # One stream for every table of a dataset: intervals of two readings then compare.
     bootstrap = resample_means(matrix, stream(0, "bootstrap", dataset.fingerprint))
     return compare(names, bootstrap, baselines)
@@ -245,6 +255,28 @@ def _exponential(one: Comparison) -> Comparison:
     return replace(
         one, score=math.exp(one.score), ci_low=math.exp(one.ci_low), ci_high=math.exp(one.ci_high)
     )
+
+
+def _decisions(
+    out: Path, members: Sequence[_Scored], numbers: _Numbers, names: Mapping[str, str]
+) -> Decisions | None:
+    """Return what a sequential run decided of the table's models, called by `names` (by id).
+
+    None where the table ranks by other numbers than those that decided.
+    """
+    found = stored_decisions(out, [member.manifest for member in members])
+    reading = str(members[0].manifest.measurement["evaluation"])
+    source = numbers.normalised_by if numbers.rank_by == "normalised" else reading
+    if found is None or found.evaluation != source or not found.column.endswith(numbers.rank_by):
+        return None
+    return found.named(names)
+
+
+def _as_decided(row: ModelScore, decisions: Decisions) -> ModelScore:
+    """Return `row` with the sequences' ties: an interval for a fixed n is too narrow now."""
+    known = {name for name, _ in decisions.models.values()}
+    name = row.model.name
+    return replace(row, tied=decisions.neighbours(name)) if name in known else row
 
 
 def _baselines(
@@ -291,7 +323,8 @@ def _row(out: Path, member: _Scored, numbers: _Numbers, truth: Mapping[str, int]
     if images is None:
         failed = next(iter(manifest.failures.values()), None)
         status = "failed" if manifest.failures else "incomplete"
-        return ModelScore(**head, status=status, error=failed or member.problem)
+        error = failed or manifest.partial or member.problem
+        return ModelScore(**head, status=status, error=error)
     score = numbers.score.get(member.name)
     if score is None:
         reason = f"no image could be scored: {images.first_error}"
@@ -338,6 +371,8 @@ def _row(out: Path, member: _Scored, numbers: _Numbers, truth: Mapping[str, int]
         clean_low=clean_low,
         clean_high=clean_high,
         queries=member.queries,
+        fixed_n=None if manifest.stop is None else manifest.stop.of,
+        queries_fixed_n=None if manifest.stop is None else manifest.stop.queries_of,
         images_per_second=worker_speed(manifest),
         mean_segments=images.mean("num_segments"),
         degenerate_fraction=images.share_below("num_segments", DEGENERATE_SEGMENTS),

@@ -70,7 +70,7 @@ def _title(table: ScoreTable) -> str:
     parts = [
         table.dataset.name,
         f"reading {table.reading}",
-        f"n = {table.dataset.size:,}",
+        f"n = {table.images}",
         f"k = {table.samples:,}",
         f"seed {table.seed}",
     ]
@@ -280,6 +280,7 @@ def as_json(table: ScoreTable, *, redact: Callable[[str], str] = hide_remote) ->
         "baseline": table.baseline,
         "rank_by": table.rank_by,
         "models": [_flat(row, redact) for row in ordered(table)],
+        **({} if table.decisions is None else {"sequential": table.decisions.as_json()}),
     }
 
 

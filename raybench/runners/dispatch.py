@@ -10,10 +10,12 @@ back, and asks `Dispatch.over` whether to go on::
     outcome = policy.outcome()
 
 Policy: a worker keeps its resident model while that model has tasks waiting; then it takes a model
-nobody holds, in turn; then it helps the model with the most waiting tasks for each of its workers.
+nobody holds, in turn; then it helps the model whose workers need longest (`Estimates`), unless they
+are through before it could be loaded.
 A lost worker is replaced, and only the task it held is charged an attempt. The first verdict on a
 task stands: duplicates and late answers change nothing, except that a late receipt of an undecided
-task is taken, since a receipt proves a committed part whoever brings it.
+task is taken, since a receipt proves a committed part whoever brings it. A model whose query budget
+is spent loses the tasks that wait for it; those in flight may still finish.
 """
 
 from collections import OrderedDict
@@ -21,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from raybench.core.work import Event, Outcome, Receipt, Task
+from raybench.runners.estimates import Estimates
 
 __all__ = ["MAX_LOSSES", "Action", "Dispatch", "Start", "Submit"]
 
@@ -52,6 +55,7 @@ class _Worker:
     ready: bool = False
     resident: str | None = None
     task: Task | None = None
+    loading: bool = False  # whether `task` is the first with this resident
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,10 +67,10 @@ class _Slot:
 
 
 class Dispatch:
-    """Decides over a fixed set of tasks and at most `slots` workers at a time.
+    """Decides over a set of tasks, which may be added to, and at most `slots` workers at a time.
 
-    Every call costs O(1), and O(slots) where a worker changes its model or is lost. Times are
-    seconds of any clock that never runs backwards.
+    Every call costs O(1), and O(slots + models) where a worker changes its model or is lost. Times
+    are seconds of any clock that never runs backwards.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class Dispatch:
     ) -> None:
         self._attempts = dict.fromkeys(tasks, 0)  # undecided tasks: attempts used up
         self._waiting: dict[str, OrderedDict[Task, None]] = {}
+        self._estimates = Estimates()
         for task in self._attempts:
+            self._estimates.queued(task)
             self._waiting.setdefault(task.resident, OrderedDict())[task] = None
         self._num_waiting = len(self._attempts)
         # Models with waiting tasks that no worker holds, in turn; and how many hold the others.
@@ -96,10 +102,13 @@ class Dispatch:
         self._killers: set[Task] = set()
         self._receipts: dict[Task, Receipt] = {}
         self._failures: dict[Task, str] = {}
+        self._dropped: dict[Task, str] = {}
+        self._spent: dict[str, str] = {}  # models whose query budget is spent: what said so
         self._gave_up: str | None = None
         self._max_attempts = max_attempts
         self._no_progress_s = no_progress_s
         self._last_progress = now
+        self._standing_by: float | None = None  # since when workers are idle while tasks wait
 
     @property
     def over(self) -> bool:
@@ -108,11 +117,30 @@ class Dispatch:
 
     def outcome(self) -> Outcome:
         """Return what was achieved so far."""
-        return Outcome(dict(self._receipts), dict(self._failures), self._gave_up)
+        receipts, failures = dict(self._receipts), dict(self._failures)
+        return Outcome(receipts, failures, self._gave_up, dict(self._dropped))
 
     def begin(self) -> list[Action]:
         """Return the first actions: a start for each slot, at most one for each task."""
         return self._fill_slots()
+
+    def add(self, tasks: Iterable[Task], *, now: float) -> list[Action]:
+        """Return what follows `tasks` that nobody has seen before; workers are kept for them."""
+        for task in tasks:
+            assert task not in self._attempts, f"the same task twice: {task}"
+            assert task not in self._receipts, f"already done: {task}"
+            assert task not in self._failures, f"already given up: {task}"
+            if task.resident in self._spent:
+                self._dropped[task] = self._spent[task.resident]
+                continue
+            self._attempts[task] = 0
+            self._waiting.setdefault(task.resident, OrderedDict())[task] = None
+            self._estimates.queued(task)
+            self._num_waiting += 1
+            if task.resident not in self._served:
+                self._unserved[task.resident] = None
+        self._last_progress = now
+        return self._fill_slots() + self._assign()
 
     def ready(self, worker: int) -> list[Action]:
         """Return what `worker`, made and waiting, shall do."""
@@ -137,6 +165,7 @@ class Dispatch:
         known = self._release(worker, task)
         if known is not None:
             self._slots[known.slot].losses = 0
+            self._estimates.timed(task, receipt.seconds, loaded=known.loading)
         return actions + self._assign()
 
     def failed(self, worker: int, task: Task, error: str) -> list[Action]:
@@ -144,6 +173,24 @@ class Dispatch:
         if self._release(worker, task) is None:
             return []
         return self._charge(task, error) + self._assign()
+
+    def spent(self, worker: int, task: Task, error: str) -> list[Action]:
+        """Return what follows where the query budget of the model of `task` ended it.
+
+        The tasks that wait for that model are dropped with it: none of them could do better.
+        """
+        if self._release(worker, task) is None:
+            return []
+        self._spent.setdefault(task.resident, error)
+        self._drop(task)
+        waiting = self._waiting[task.resident]
+        self._num_waiting -= len(waiting)
+        for other in waiting:
+            self._estimates.taken(other)
+            self._drop(other)
+        waiting.clear()
+        self._unserved.pop(task.resident, None)
+        return [Event(kind="spent", task=task, text=error), *self._assign()]
 
     def lost(self, worker: int, reason: str) -> list[Action]:
         """Return what follows the loss of `worker`, or the failure to make it."""
@@ -172,10 +219,12 @@ class Dispatch:
             self._gave_up = f"no worker could {what}; the last one was lost {where}: {reason}"
         return actions + self._fill_slots() + self._assign()
 
-    def tick(self, now: float) -> None:
-        """Give up when no task has finished for too long."""
-        if self.over or now - self._last_progress <= self._no_progress_s:
-            return
+    def tick(self, now: float) -> list[Action]:
+        """Return what time alone brings about; give up when no task has finished for too long."""
+        if self.over:
+            return []
+        if now - self._last_progress <= self._no_progress_s:
+            return self._lose_patience(now)
         held = [f"{w.task} on worker {n}" for n, w in self._workers.items() if w.task]
         shown = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
         num_ready = sum(w.ready for w in self._workers.values())
@@ -184,6 +233,22 @@ class Dispatch:
             f"{num_ready} of {len(self._workers)} workers ready, in flight: {shown or 'none'}; "
             "if tasks may take that long, raise no_progress_s"
         )
+        return []
+
+    def _lose_patience(self, now: float) -> list[Action]:
+        """Send idle workers to help after all, where those they left alone are slower than thought.
+
+        Otherwise one slow task could keep others waiting behind it while workers stand by.
+        """
+        if not self._num_waiting or not self._idle:
+            self._standing_by = None
+            return []
+        if self._standing_by is None:
+            self._standing_by = now
+        if now - self._standing_by <= self._estimates.patience():
+            return []
+        self._standing_by = None
+        return self._assign(eager=True)
 
     def _fill_slots(self) -> list[Action]:
         """Start workers in free slots while there are more undecided tasks than workers."""
@@ -194,8 +259,11 @@ class Dispatch:
             actions.append(Start(worker=worker))
         return actions
 
-    def _assign(self) -> list[Action]:
-        """Give waiting tasks to idle workers: first those that hold the right model."""
+    def _assign(self, *, eager: bool = False) -> list[Action]:
+        """Give waiting tasks to idle workers: first those that hold the right model.
+
+        `eager`: help also where that does not seem to end anything sooner.
+        """
         if not self._num_waiting or not self._idle or self._gave_up is not None:
             return []
         actions: list[Action] = []
@@ -205,32 +273,30 @@ class Dispatch:
             if resident is not None and self._waiting[resident]:
                 actions += self._submit(number, resident)
         for number in list(self._idle):
-            chosen = self._choose()
+            chosen = self._choose(eager=eager)
             if chosen is None:
                 break
             actions += self._submit(number, chosen)
         return actions
 
-    def _choose(self) -> str | None:
+    def _choose(self, *, eager: bool) -> str | None:
         """Return the model an idle worker should load next, or None when nothing waits."""
         if self._unserved:
             return next(iter(self._unserved))
-        shares = {
-            resident: len(self._waiting[resident]) / count
-            for resident, count in self._served.items()
-            if self._waiting[resident]
-        }
-        return max(shares, key=shares.__getitem__) if shares else None
+        return self._estimates.next_model(len(self._workers), eager=eager)
 
     def _submit(self, number: int, resident: str) -> list[Action]:
         worker = self._workers[number]
-        if worker.resident != resident:
+        worker.loading = worker.resident != resident
+        if worker.loading:
             self._unserved.pop(resident, None)
             self._served[resident] = self._served.get(resident, 0) + 1
+            self._estimates.held(resident, 1)
             if worker.resident is not None:
                 self._let_go(worker.resident)
             worker.resident = resident
         task, _ = self._waiting[resident].popitem(last=False)
+        self._estimates.taken(task)
         self._num_waiting -= 1
         worker.task = task
         del self._idle[number]
@@ -240,6 +306,7 @@ class Dispatch:
     def _let_go(self, resident: str) -> None:
         """Count one holder less; a model with work and no holder waits for its turn again."""
         self._served[resident] -= 1
+        self._estimates.held(resident, -1)
         if not self._served[resident]:
             del self._served[resident]
             if self._waiting[resident]:
@@ -259,6 +326,7 @@ class Dispatch:
         queue = self._waiting[task.resident]
         if task in queue:
             del queue[task]
+            self._estimates.taken(task)
             self._num_waiting -= 1
             if not queue:
                 self._unserved.pop(task.resident, None)
@@ -267,6 +335,9 @@ class Dispatch:
         """Use up one attempt: queue the task again, behind the others, or report it."""
         if task not in self._attempts:
             return []
+        if task.resident in self._spent:
+            self._drop(task)
+            return []
         self._attempts[task] += 1
         used = self._attempts[task]
         if used >= self._max_attempts:
@@ -274,11 +345,17 @@ class Dispatch:
             self._failures[task] = error
             return [Event(kind="failed", task=task, text=f"after {used} attempts: {error}")]
         self._waiting[task.resident][task] = None
+        self._estimates.queued(task)
         self._num_waiting += 1
         if task.resident not in self._served:
             self._unserved[task.resident] = None
         text = f"attempt {used} of {self._max_attempts} failed: {error}"
         return [Event(kind="retry", task=task, text=text)]
+
+    def _drop(self, task: Task) -> None:
+        """Decide an undecided task: its model's query budget is spent."""
+        if self._attempts.pop(task, None) is not None:
+            self._dropped[task] = self._spent[task.resident]
 
     def _blame_slot(self, worker: _Worker) -> bool:
         """Return whether the slot of a lost worker has had enough, and closes."""

@@ -22,7 +22,7 @@ import ray._private.utils as ray_utils
 import ray._private.worker as worker_module
 
 from raybench.core.errors import InputError, Interrupted, RunError
-from raybench.core.work import Event, Outcome, Receipt, Resources, Task, Worker
+from raybench.core.work import Event, Outcome, Receipt, Resources, Spent, Task, Worker
 from raybench.runners.dispatch import Action, Dispatch, Start, Submit
 from raybench.runners.inprocess import attempt, describe
 
@@ -64,8 +64,8 @@ class _Actor:
             sys.modules["torch"].set_num_threads(num_threads)
         return None
 
-    def run(self, task: Task) -> Receipt | str:
-        """Return the receipt of `task`, or the text of its error."""
+    def run(self, task: Task) -> Receipt | Spent | str:
+        """Return the receipt of `task`, or its error; see `attempt`."""
         assert self._worker is not None, "setup comes first"
         return attempt(self._worker, task)
 
@@ -121,6 +121,7 @@ def run_on_ray(
     *,
     listener: Callable[[Event], None],
     stop: Callable[[], int | None],
+    more: Callable[[Outcome], Iterable[Task]] | None = None,
 ) -> Outcome:
     """Return what Ray actors achieved; joins or starts a cluster as `ray_session` does.
 
@@ -140,7 +141,8 @@ def run_on_ray(
     assert len(factory) < MAX_FACTORY_BYTES, f"make_worker pickles to {len(factory)} bytes"
     with ray_session(resources):
         _raise_if_stopped(stop)
-        slots = _num_actors(resources, len(todo), listener)
+        # What comes later may be more than the first tasks: then every place counts.
+        slots = _num_actors(resources, None if more else len(todo), listener)
         policy = Dispatch(
             todo,
             slots=slots,
@@ -151,11 +153,15 @@ def run_on_ray(
         fleet = _Fleet(factory, resources)
         try:
             _carry_out(policy.begin(), fleet, listener)
-            while not policy.over:
-                _raise_if_stopped(stop)
-                for worker, task, answer in fleet.wait(POLL_S):
-                    _carry_out(_report(policy, fleet, worker, task, answer), fleet, listener)
-                policy.tick(time.monotonic())
+            while todo:
+                while not policy.over:
+                    _raise_if_stopped(stop)
+                    for worker, task, answer in fleet.wait(POLL_S):
+                        _carry_out(_report(policy, fleet, worker, task, answer), fleet, listener)
+                    _carry_out(policy.tick(time.monotonic()), fleet, listener)
+                outcome = policy.outcome()
+                todo = [] if more is None or outcome.gave_up else list(more(outcome))
+                _carry_out(policy.add(todo, now=time.monotonic()), fleet, listener)
         finally:
             fleet.close()
     return policy.outcome()
@@ -180,6 +186,8 @@ def _report(
     """Tell the policy what an answer means; return what it decides."""
     if isinstance(answer, Receipt):
         return policy.finished(worker, answer, now=time.monotonic())
+    if task is not None and isinstance(answer, Spent):
+        return policy.spent(worker, task, answer.text)
     if task is not None and isinstance(answer, str | ray.exceptions.RayTaskError):
         return policy.failed(worker, task, str(answer))
     if task is None and answer is None:
@@ -212,15 +220,22 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {account[:600]}"
 
 
-def _num_actors(resources: Resources, num_tasks: int, listener: Callable[[Event], None]) -> int:
-    """Return how many actors to use; refuse what a cluster started here can never hold."""
+def _num_actors(
+    resources: Resources, num_tasks: int | None, listener: Callable[[Event], None]
+) -> int:
+    """Return how many actors to use, for `num_tasks` tasks at most, or for more than are known.
+
+    Refuses what a cluster started here can never hold.
+    """
     cpus, gpus = resources.cpus_per_actor, resources.gpus_per_actor
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"gpus_per_actor above 1 must be a whole number, found {gpus:g}")
     alive = (node for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in alive]
     places = sum(_places(node, cpus, gpus) for node in nodes)
-    asked = min(resources.actors or max(1, places), num_tasks)
+    asked = resources.actors or max(1, places)
+    if num_tasks is not None:
+        asked = min(asked, num_tasks)
     if asked > places:
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         text = (

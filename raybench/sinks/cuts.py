@@ -51,7 +51,12 @@ def open_manifest(
         names = {shard.file for shard in manifest.shards}
         kept = {name: part for name, part in old.parts.items() if resume and name in names}
         manifest = replace(
-            manifest, parts=kept, baseline=old.baseline, twins=old.twins, run=old.run
+            manifest,
+            parts=kept,
+            baseline=old.baseline,
+            twins=old.twins,
+            run=old.run,
+            stop=old.stop if resume else None,
         )
     manifest, surprises = adopt(folder, manifest)
     removed = _drop_strangers(folder, manifest)

@@ -1,6 +1,6 @@
 """MLflow as a view of the results: one flat run per measurement, found again by its key.
 
-    tracker = open_tracker(None, Path("results"), "digits-lime")
+    tracker = open_tracker(None, Path("results"), "digits")
     tracker.start(key, model=model, dataset=dataset, reading="grid", params={"seed": 0})
     tracker.step(key, 3, {"images_done": 96})
     tracker.finish(row, [Path("results/scores.csv")])
@@ -25,7 +25,7 @@ from raybench.core.errors import RaybenchError, StoreError
 from raybench.core.results import ModelScore
 from raybench.core.robustness import AttackScore
 from raybench.core.types import DatasetInfo, ModelInfo
-from raybench.sinks.headlines import ATTACK_METRICS, FINAL_METRICS, headline
+from raybench.sinks.headlines import ATTACK_METRICS, FINAL_METRICS, final_values, headline
 from raybench.sinks.tracking import (
     PROBE_S,
     TrackingUnavailable,
@@ -53,8 +53,18 @@ __all__ = [
 
 _METRIC_NAME = re.compile(r"[\w./ :-]{1,250}")
 _TAG_LENGTH = 5000  # the length that every MLflow store promises to keep
-_FLUSH_METRICS = 200
 _FLUSH_S = 2.0
+_MOST_METRICS = 900  # of one call; MLflow takes 1,000
+_PROGRESS = "raybench.progress"
+# Honoured by MLflow unless its page was last used for agents, which is its default since 3.17; so
+# the description, which stands on top of every view, says first where the runs are.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_ABOUT = (
+    "Runs: choose *Model training* (top left), then *Runs*; tick the runs and press *Compare*. "
+    "One run for each model under each reading of LIME or attack. Scores: lower = less brittle "
+    "under the reading named; robust accuracies: upper bounds within the budget named. The record "
+    "are the Parquet files."
+)
 
 _P = ParamSpec("_P")
 _Method: TypeAlias = Callable[Concatenate["Tracker", _P], None]
@@ -111,7 +121,8 @@ def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts)
+            about = {"mlflow.note.content": _ABOUT}
+            return client.create_experiment(name, artifact_location=artifacts, tags=_KIND | about)
         except MlflowException:
             # Another driver may have made it since we looked; anything else shows again here.
             found = client.get_experiment_by_name(name)
@@ -167,7 +178,8 @@ class Tracker:
         self._out = out
         self._warn = warn
         self._runs: dict[str, str] = {}
-        self._pending: dict[str, list[Metric]] = {}
+        self._history: dict[str, list[Metric]] = {}
+        self._progress: dict[str, str] = {}
         self._flushed = time.monotonic()
 
     def give_up(self, why: str) -> None:
@@ -240,9 +252,11 @@ class Tracker:
 
     @_guarded(timeout_s=5, retries=0)
     def step(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Record progress of a started run at `step`; sent in batches, every two seconds at most.
+        """Record progress of a started run at `step`, shown as a tag every two seconds at most.
 
-        Names must not be among `FINAL_METRICS`, whose only value is the published one.
+        As metrics it follows when the run has finished: those logged first are what MLflow's
+        Compare page opens on, and that must be the score. Names must not be among `FINAL_METRICS`,
+        whose only value is the published one.
 
         Raises:
             StoreError: a value that is not finite.
@@ -251,9 +265,11 @@ class Tracker:
         assert not set(metrics) & {*FINAL_METRICS, *ATTACK_METRICS}, (
             f"published at the end only: {set(metrics)}"
         )
-        self._pending.setdefault(key, []).extend(_metrics(metrics, step))
-        full = sum(map(len, self._pending.values())) >= _FLUSH_METRICS
-        if full or time.monotonic() - self._flushed >= _FLUSH_S:
+        self._history.setdefault(key, []).extend(_metrics(metrics, step))
+        self._progress[key] = ", ".join(
+            f"{name.replace('_', ' ')} {value:,.6g}" for name, value in metrics.items()
+        )
+        if time.monotonic() - self._flushed >= _FLUSH_S:
             self._flush()
 
     @_guarded(timeout_s=10, retries=1)
@@ -268,14 +284,13 @@ class Tracker:
         """
         assert row.status == "complete", f"only complete rows are published, found {row.status}"
         assert row.key in self._runs, f"finish before start: {row.key}"
-        names = FINAL_METRICS if isinstance(row, ModelScore) else ATTACK_METRICS
-        values = {name: getattr(row, name) for name in names}
+        values = final_values(row)
         given = {name: float(value) for name, value in values.items() if value is not None}
         final = _metrics(given, 0)
-        self._flush()
         run_id = self._runs[row.key]
-        known = self._client.get_run(run_id).data.metrics
-        withdrawn = sorted(name for name in names if name in known and name not in given)
+        run = self._client.get_run(run_id).data
+        known = run.metrics
+        withdrawn = sorted(name for name in values if name in known and name not in given)
         tags = {
             "raybench.status": "complete",
             "raybench.withdrawn": ", ".join(withdrawn) or "none",
@@ -284,33 +299,46 @@ class Tracker:
         if isinstance(row, ModelScore):
             tags["raybench.baseline"] = row.baseline or "none"
             tags["raybench.warnings"] = " ".join(row.warnings) or "none"
+            # Of a sequential run: at how many images the model's place was decided.
+            tags["raybench.decided"] = (
+                "none" if row.fixed_n is None else f"{row.n + row.unscored} of {row.fixed_n} images"
+            )
         # A refresh that changes nothing adds no second point to the metric's history.
         self._log(run_id, metrics=[m for m in final if known.get(m.key) != m.value], tags=tags)
+        history = self._history.pop(row.key, [])
+        for first in range(0, len(history), _MOST_METRICS):
+            self._log(run_id, metrics=history[first : first + _MOST_METRICS])
+        if self._progress.pop(row.key, None) is not None or _PROGRESS in run.tags:
+            self._client.set_tag(run_id, _PROGRESS, "complete")
         for path in artifacts:
             self._client.log_artifact(run_id, str(path))
         self._client.set_terminated(run_id, "FINISHED")
         del self._runs[row.key]
 
     @_guarded(timeout_s=5, retries=0)
-    def fail(self, key: str, error: str) -> None:
-        """Close the run of `key` as FAILED, with the error as a tag."""
+    def fail(self, key: str, error: str, *, partial: bool = False) -> None:
+        """Close the run of `key` as FAILED, with the error as a tag; KILLED where it can go on.
+
+        `partial`: nothing went wrong with what is there, and a later run completes it.
+        """
         assert key in self._runs, f"fail before start: {key}"
         self._flush()
         self._log(
             self._runs[key],
             tags={
-                "raybench.status": "failed",
+                "raybench.status": "partial" if partial else "failed",
                 "raybench.error": error,
-                "mlflow.note.content": f"Failed: {error}",
+                "mlflow.note.content": f"{'Partial' if partial else 'Failed'}: {error}",
             },
         )
-        self._client.set_terminated(self._runs.pop(key), "FAILED")
+        self._client.set_terminated(self._runs.pop(key), "KILLED" if partial else "FAILED")
+        self._history.pop(key, None)
 
     @_guarded(timeout_s=1, retries=0)
     def kill(self, keys: Iterable[str]) -> None:
         """Close the started runs among `keys` as KILLED; a later `start` takes them up again.
 
-        Quick, since ``ray job stop`` leaves three seconds: states first, unsent progress last.
+        Quick, since ``ray job stop`` leaves three seconds: states first, how far it came last.
         """
         started = [key for key in keys if key in self._runs]
         for key in started:
@@ -320,6 +348,7 @@ class Tracker:
         self._flush()
         for key in started:
             del self._runs[key]
+            self._history.pop(key, None)
 
     def abandon(self, error: str) -> None:
         """Close every run that is still open as FAILED: the job itself failed with `error`."""
@@ -337,11 +366,12 @@ class Tracker:
         return found[0] if found else None
 
     def _flush(self) -> None:
-        """Send the buffered progress of every run."""
+        """Show how far every run has come that came further."""
         self._flushed = time.monotonic()
-        while self._pending:
-            key, metrics = self._pending.popitem()
-            self._log(self._runs[key], metrics=metrics)
+        while self._progress:
+            key, text = self._progress.popitem()
+            if key in self._runs:
+                self._client.set_tag(self._runs[key], _PROGRESS, text)
 
     def _log(
         self,

@@ -5,6 +5,7 @@ part that the manifest does not list yet (the driver died first) is adopted afte
 read. A score is published only from a complete manifest.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "Expected",
     "Finding",
     "Manifest",
+    "Stop",
     "adopt",
     "describe_folder",
     "find_folders",
@@ -61,6 +63,23 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """What a sequential run asked of a measurement, in place of all its images.
+
+    Attributes:
+        images: the first so many, every comparison being decided by then (or all, and still open).
+        of: images of the whole measurement, the fixed-n design.
+        queries_of: queries that all of them would take.
+        record: file of the decisions, relative to the output folder.
+    """
+
+    images: int
+    of: int
+    queries_of: int
+    record: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a measurement consists of and what of it is done.
 
@@ -75,6 +94,9 @@ class Manifest:
         baseline, twins: what the latest run compared models with; see `metrics.brittle`.
         run: when that run began (UTC, ISO 8601 to the microsecond), which tells the latest of
             several measurements' runs; empty where none compared it.
+        stop: set by a sequential run that ended before all images; a plain run asks for all again.
+        partial: why the latest run left shards undone that it could have done: a spent query
+            budget. Empty where it did not.
     """
 
     measurement: dict[str, Any]
@@ -86,6 +108,22 @@ class Manifest:
     baseline: str | None = None
     twins: bool = True
     run: str = ""
+    stop: Stop | None = None
+    partial: str = ""
+
+    @property
+    def asked(self) -> tuple[Expected, ...]:
+        """The shards that the latest run asked for, in order: those of the first images, or all."""
+        if self.stop is None:
+            return self.shards
+        starts = itertools.accumulate((shard.rows for shard in self.shards), initial=0)
+        pairs = zip(starts, self.shards, strict=False)
+        return tuple(shard for start, shard in pairs if start < self.stop.images)
+
+    @property
+    def owed(self) -> tuple[Expected, ...]:
+        """The shards asked for without a committed part, in order."""
+        return tuple(shard for shard in self.asked if shard.file not in self.parts)
 
     @property
     def missing(self) -> tuple[Expected, ...]:
@@ -94,8 +132,8 @@ class Manifest:
 
     @property
     def complete(self) -> bool:
-        """Whether every shard is committed."""
-        return not self.missing
+        """Whether every shard that was asked for is committed."""
+        return not self.owed
 
 
 def new_manifest(
@@ -139,6 +177,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise StoreError(f"{path} was written by another version of raybench")
         content.pop("complete")
         content["shards"] = tuple(Expected(**shard) for shard in content["shards"])
+        if content.get("stop") is not None:
+            content["stop"] = Stop(**content["stop"])
         manifest = Manifest(**content)
         # Names come from a file that others may have written: they must not leave the folder.
         odd = [shard.file for shard in manifest.shards if not _PART_NAME.fullmatch(shard.file)]
@@ -297,16 +337,18 @@ def verify(folder: Path, manifest: Manifest) -> list[Finding]:
 def load_rows(folder: Path, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the rows of a complete measurement in shard order, every byte checked.
 
+    Of one that a sequential run stopped, the rows it asked for.
+
     Raises:
         StoreError: shards are missing, or a part is damaged.
     """
     if not manifest.complete:
         raise StoreError(
-            f"{folder}: {len(manifest.missing)} of {len(manifest.shards)} shards are missing; "
+            f"{folder}: {len(manifest.owed)} of {len(manifest.asked)} shards are missing; "
             "score again to compute them"
         )
     tables = []
-    for shard in manifest.shards:
+    for shard in manifest.asked:
         if hash_file(folder / shard.file) != manifest.parts[shard.file]["sha256"]:
             raise StoreError(
                 f"{shard.file} is damaged: its bytes differ from the manifest's sha256; "

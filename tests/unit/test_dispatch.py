@@ -62,7 +62,7 @@ class Simulation:
                 return self.policy.outcome()
             if not self.queue or self.queue[0][0] > self.now + 1:
                 self.now += 1
-                self.policy.tick(self.now)
+                self.carry_out(self.policy.tick(self.now))
                 continue
             self.now, _, kind, worker, task = heapq.heappop(self.queue)
             self.deliver(kind, worker, task)

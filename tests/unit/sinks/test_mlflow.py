@@ -87,7 +87,7 @@ def out(tmp_path: Path, template: tuple[Path, str]) -> Path:
 
 @pytest.fixture
 def tracker(out: Path) -> Tracker:
-    return open_tracker(None, out, "digits-lime")
+    return open_tracker(None, out, "digits")
 
 
 def start(tracker: Tracker, key: str = KEY, **params: object) -> None:
@@ -97,7 +97,7 @@ def start(tracker: Tracker, key: str = KEY, **params: object) -> None:
 
 def runs(tracker: Tracker) -> list:
     client = tracker._client
-    experiment = client.get_experiment_by_name("digits-lime")
+    experiment = client.get_experiment_by_name("digits")
     return list(client.search_runs([experiment.experiment_id]))
 
 
@@ -166,7 +166,7 @@ def test_a_refresh_updates_the_same_run(tracker: Tracker, out: Path, tmp_path: P
     table = tmp_path / "scores.csv"
     for content, ri in (("old", 3.5), ("new", None)):
         table.write_text(content)
-        again = open_tracker(None, out, "digits-lime")
+        again = open_tracker(None, out, "digits")
         start(again)
         again.finish(dataclasses.replace(ROW, ri=ri), [table])
     (run,) = runs(tracker)
@@ -212,9 +212,9 @@ def test_a_killed_run_resumes_as_itself(tracker: Tracker, out: Path) -> None:
     (killed,) = runs(tracker)
     assert killed.info.status == "KILLED"
     assert killed.data.tags["raybench.status"] == "killed"
-    assert killed.data.metrics["images_done"] == 32
+    assert killed.data.tags["raybench.progress"] == "images done 32"
 
-    resumed = open_tracker(None, out, "digits-lime")
+    resumed = open_tracker(None, out, "digits")
     start(resumed)
     (running,) = runs(tracker)
     assert running.info.run_id == killed.info.run_id
@@ -269,29 +269,68 @@ def test_metric_names_mlflow_refuses_are_caught_here(tracker: Tracker) -> None:
         tracker.step(KEY, 1, {"score": 1.0})
 
 
-def test_progress_is_sent_in_batches(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_while_a_run_lasts(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(tracker)
-    sent: list[int] = []
-    log_batch = tracker._client.log_batch
+    sent: list[str] = []
+    set_tag = tracker._client.set_tag
 
-    def counted(*args: object, **kwargs: object) -> None:
-        sent.append(1)
-        log_batch(*args, **kwargs)
+    def counted(run_id: str, name: str, value: str) -> None:
+        sent.append(value)
+        set_tag(run_id, name, value)
 
-    monkeypatch.setattr(tracker._client, "log_batch", counted)
+    monkeypatch.setattr(tracker._client, "set_tag", counted)
     monkeypatch.setattr("raybench.sinks.mlflow._FLUSH_S", 3600.0)
-    for step in range(450):
-        tracker.step(KEY, step, {"images_done": float(step)})
-    assert len(sent) == 2
-    tracker.kill([KEY])
-    assert len(history(tracker, "images_done")) == 450
+    for step in range(1, 950):
+        tracker.step(KEY, step, {"images_done": float(step), "images_unscored": 0.0})
+    assert sent == []
+    monkeypatch.setattr("raybench.sinks.mlflow._FLUSH_S", 0.0)
+    tracker.step(KEY, 950, {"images_done": 9500.0, "images_unscored": 0.0})
+    assert sent == ["images done 9,500, images unscored 0"]
+    (run,) = runs(tracker)
+    assert run.data.tags["raybench.progress"] == sent[0]
+    assert run.data.metrics == {}
+    tracker.finish(ROW)
+    assert len(history(tracker, "images_done")) == 950
+    (run,) = runs(tracker)
+    assert run.data.tags["raybench.progress"] == "complete"
+
+
+def test_the_ranking_number_is_the_first_metric(tracker: Tracker) -> None:
+    """MLflow's Compare page opens on the first metric that was logged."""
+    start(tracker)
+    tracker.step(KEY, 1, {"images_done": 32})
+    tracker.finish(ROW)
+    (run,) = runs(tracker)
+    found = list(tracker._client.get_run(run.info.run_id).data.metrics)
+    assert found[0] == "score"
+    assert found.index("normalised") < found.index("n") < found.index("images_done")
+
+
+def test_the_flip_radius_is_no_brittle_score(tracker: Tracker) -> None:
+    start(tracker)
+    reading = "flip-radius?samples=1000"
+    radius = dataclasses.replace(ROW, reading=reading, score=0.49, normalised_by=reading, rank=2)
+    tracker.finish(radius)
+    (run,) = runs(tracker)
+    assert "score" not in run.data.metrics
+    assert run.data.metrics["normalised"] == 0.49
+    assert run.data.tags["mlflow.note.content"].startswith("rank **2**, normalised **0.49**")
+    assert "brittle-score" not in run.data.tags["mlflow.note.content"]
+
+
+def test_an_experiment_opens_on_its_runs(tracker: Tracker) -> None:
+    tags = tracker._client.get_experiment(tracker._experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "Compare" in tags["mlflow.note.content"]
 
 
 def test_a_store_that_goes_away_costs_one_warning(
     out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
-    tracker = open_tracker(None, out, "digits-lime", warn=said.append)
+    tracker = open_tracker(None, out, "digits", warn=said.append)
     start(tracker)
     (out / "mlflow.db").write_bytes(b"not a database any more" * 100)
     tracker.step(KEY, 1, {"images_done": 1.0})
@@ -307,7 +346,7 @@ def test_a_store_that_goes_away_costs_one_warning(
 def test_a_deleted_experiment_is_named(tracker: Tracker, out: Path) -> None:
     tracker._client.delete_experiment(tracker._experiment)
     with pytest.raises(TrackingUnavailable, match="restore --experiment-id"):
-        open_tracker(None, out, "digits-lime")
+        open_tracker(None, out, "digits")
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host", "/tmp/x"])
@@ -481,7 +520,7 @@ def test_a_real_server_then_its_death(tmp_path: Path, closed_port: int) -> None:
             # Its first answers take seconds, whatever /health says; a tracker waits for three.
             for call in ("experiments/get-by-name?experiment_name=Default", "experiments/list"):
                 requests.get(f"{uri}/api/2.0/mlflow/{call}", timeout=60)
-            tracker = open_tracker(uri, tmp_path / "out", "digits-lime", warn=said.append)
+            tracker = open_tracker(uri, tmp_path / "out", "digits", warn=said.append)
             start(tracker)
             tracker.step(KEY, 1, {"images_done": 32.0})
             tracker.kill([KEY])
