@@ -60,6 +60,7 @@ def run_refresh(
         print(json.dumps(_as_json(done)))
     else:
         for one in done.ranked:
+            print(f"\n{one.dataset}, benchmark version {done.state.benchmark_version}\n")
             print_tables(one.tables, as_json=False)
             print(one.agreement, end="")
     for line in status_lines(done.state):

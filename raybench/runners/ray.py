@@ -31,7 +31,7 @@ __all__ = ["ray_session", "run_on_ray"]
 POLL_S = 0.25
 """Longest time between two looks at `stop`."""
 
-MAX_FACTORY_BYTES = 1 << 20
+MAX_FACTORY_BYTES = 1 << 24  # a plan of a thousand models under ten evaluations takes one of them
 
 LOCAL_MARK = "raybench_local"
 """Custom resource of the clusters started here, which nothing can grow."""
@@ -125,7 +125,7 @@ def run_on_ray(
 ) -> Outcome:
     """Return what Ray actors achieved; joins or starts a cluster as `ray_session` does.
 
-    `make_worker` is pickled and called once in each actor, so it is small (under 1 MB) and what it
+    `make_worker` is pickled and called once in each actor, so it is small (under 16 MB) and what it
     names can be imported there: the driver's working folder and ``sys.path`` are searched last.
 
     Raises:

@@ -299,7 +299,7 @@ def test_the_caption_has_the_correlations_of_few_models_exactly() -> None:
 
 def test_p_values_of_many_models_are_not_called_exact_and_ignore_the_order() -> None:
     rng = np.random.default_rng(0)
-    many = [point(f"m{i}", *rng.random(2) * 0.9) for i in range(9)]
+    many = [point(f"m{i}", *rng.random(2) * 0.9) for i in range(10)]
     captions = {texts(agreement_of(order)).split("Pearson")[1] for order in (many, many[::-1])}
     assert [("exact" in one, "random" in one) for one in captions] == [(False, True)]
 

@@ -1,5 +1,6 @@
 """The figure and the sentences of a sequential run."""
 
+import html
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_figure_of_many_pairs_shows_those_that_took_longest(table: ScoreTable) -
 
 
 def test_text_and_markdown_say_verdicts_and_what_they_are_worth(table: ScoreTable) -> None:
-    for page in (as_text(table), as_markdown(table)):
+    for page in (as_text(table), html.unescape(as_markdown(table))):
         text = " ".join(page.split())
         assert "n = 64 to 96 of 96" in text
         assert "1 of 3 neighbours are still undecided at 96 of 96 images: 352,000 queries" in text
