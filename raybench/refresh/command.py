@@ -51,9 +51,8 @@ def run_refresh(
         means = file.means(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(
-            f"--{first['loc'][0]}: {first['msg']}, found {first['input']!r}"
-        ) from error
+        text = str(first["msg"]).removeprefix("Value error, ")
+        raise InputError(f"--{first['loc'][0]}: {text}, found {first['input']!r}") from error
     display = make_display(quiet=quiet, bars=False)
     done = refresh(file, means, display, StopFlag(), rehash=rehash, began=began)
     if as_json:

@@ -19,7 +19,7 @@ from raybench.evaluations.attack_table import ATTACKS
 from raybench.evaluations.readings import READINGS, parse_reading
 from raybench.fit import check_segments, known_labels, no_labels
 from raybench.refresh.file import DatasetLine, EvaluationLine, LeaderboardFile, Threat
-from raybench.refresh.references import Standard
+from raybench.refresh.references import ROBUSTBENCH_IMAGES, Standard
 from raybench.refresh.state import Selection
 
 __all__ = ["Opened", "open_datasets"]
@@ -67,7 +67,7 @@ class Opened:
         return Standard(
             key=self.selection.key,
             name=self.line.name,
-            data=self.dataset.info.name,
+            data=self.published_name,
             n=self.dataset.info.size,
             attacks={
                 threat: [attack.canonical() for attack in attacks]
@@ -75,6 +75,12 @@ class Opened:
             },
             readings=[reading.canonical() for reading in self.readings],
         )
+
+    @property
+    def published_name(self) -> str:
+        """What others call these images: RobustBench's name, else the leaderboard file's."""
+        own = self.dataset.info.name
+        return own if own in ROBUSTBENCH_IMAGES else self.line.name
 
     def protocol(self, seed: int) -> dict[str, Any]:
         """Return what rows must share to be ranked together."""

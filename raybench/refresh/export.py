@@ -62,7 +62,7 @@ def export_model_info(
         version: the benchmark version.
     """
     about = {(entry.opened.line.name, entry.name): dict(entry.listed.info) for entry in planned}
-    data = {entry.opened.line.name: entry.opened.dataset.info.name for entry in planned}
+    data = {entry.opened.line.name: entry.opened.published_name for entry in planned}
     wanted: dict[Path, dict[str, Any]] = {}
     for one in ranked:
         images = data.get(one.dataset, one.dataset)

@@ -22,10 +22,18 @@ from raybench.core.spec import parse
 from raybench.refresh.file import ReferenceLine
 from raybench.refresh.state import Reference
 
-__all__ = ["ModelInfoFile", "Published", "Standard", "published", "read_model_info", "references"]
+__all__ = [
+    "ROBUSTBENCH_IMAGES",
+    "ModelInfoFile",
+    "Published",
+    "Standard",
+    "published",
+    "read_model_info",
+    "references",
+]
 
-# How RobustBench measures: README, "default evaluation".
-_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
+# How many images RobustBench measures on: its README, "default evaluation".
+ROBUSTBENCH_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 _AUTOATTACK = ("autoattack",)
 _NORMS = frozenset({"linf", "l2", "l1", "l0"})
 
@@ -64,7 +72,7 @@ class Standard:
     Attributes:
         key: of its `Selection`.
         name: in the leaderboard file.
-        data: name of the images (``cifar10``), whatever the file calls them.
+        data: what others call the images (``cifar10``).
         n: number of images.
         attacks: canonical attack specs by threat (``linf 8/255``).
         readings: canonical readings.
@@ -169,7 +177,7 @@ def _of_model_info(info: ModelInfoFile, dataset: str) -> list[Published]:
         "model": info.model,
         "dataset": dataset,
         "source": source,
-        "n": _IMAGES.get(str(content["dataset"])),
+        "n": ROBUSTBENCH_IMAGES.get(str(content["dataset"])),
     }
     values = (
         []
