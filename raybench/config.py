@@ -19,7 +19,14 @@ from raybench.core.errors import InputError, near_miss
 from raybench.core.spec import parse
 from raybench.core.work import Resources
 
-__all__ = ["AttackConfig", "RunConfig", "ScoreConfig", "load_config", "make_config"]
+__all__ = [
+    "AttackConfig",
+    "RunConfig",
+    "ScoreConfig",
+    "load_config",
+    "local_folder",
+    "make_config",
+]
 
 # The paper's fill and output on grid cells, which exist at every image size, and the flip radius,
 # which normalises; jobs/study_readings.py is how to check the choice.
@@ -100,9 +107,7 @@ class RunConfig(BaseModel):
     @field_validator("out")
     @classmethod
     def _local(cls, value: Path) -> Path:
-        if ":/" in str(value):
-            raise ValueError("expected a local folder (object stores hold data, not results)")
-        return value
+        return local_folder(value)
 
     def resources(self) -> Resources:
         """Return the resources of the run."""
@@ -238,6 +243,13 @@ class AttackConfig(RunConfig):
     def attacks(self) -> tuple[str, ...]:
         """Return every attack spec asked for, those of the suite first."""
         return tuple(dict.fromkeys((*SUITES.get(self.suite or "", ()), *self.attack)))
+
+
+def local_folder(value: Path) -> Path:
+    """Return a folder for results as it is; ValueError where it names an object store."""
+    if ":/" in str(value):
+        raise ValueError("expected a local folder (object stores hold data, not results)")
+    return value
 
 
 def _as_list(value: object) -> object:

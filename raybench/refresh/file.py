@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from raybench.config import RunConfig
+from raybench.config import RunConfig, local_folder
 from raybench.core.catalog import SUITES
 from raybench.core.errors import InputError, near_miss
 from raybench.core.spec import parse
@@ -296,9 +296,7 @@ class LeaderboardFile(BaseModel):
     @field_validator("out")
     @classmethod
     def _local(cls, value: Path) -> Path:
-        if ":/" in str(value):
-            raise ValueError("expected a local folder (object stores hold data, not results)")
-        return value
+        return local_folder(value)
 
     @field_validator("resources")
     @classmethod

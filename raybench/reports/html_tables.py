@@ -9,6 +9,7 @@ a file never differ.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 _NONE = "–"  # noqa: RUF001 - a dash where a number would stand
+
+
+Ranked = TypeVar("Ranked", ModelScore, RobustScore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,32 @@ def _drawn(one: Bar | None, scale: tuple[float, float]) -> Cell:
 _RANKED = {"score": "brittle-score", "normalised": "normalised", "matched": "matched"}
 
 
+def _ranked(
+    rows: Sequence[Ranked],
+    columns: Sequence[tuple[Heading, Callable[[Ranked], Cell]]],
+    ranks: dict[str, int | None],
+    caption: str,
+) -> Grid:
+    """Return one line a model under `columns`: rank, name, and what more there is."""
+    headings, shows = zip(*columns, strict=True)
+    return Grid(
+        caption=caption,
+        headings=headings,
+        rows=tuple(
+            Row(
+                cells=tuple(show(row) for show in shows),
+                words=_words(row.model, row.status),
+                rank=row.rank,
+                tied=_tied_ranks(row, ranks),
+                wrong=row.status != "complete",
+            )
+            for row in rows
+        ),
+        name=1,
+        sorted_by=0,
+    )
+
+
 def score_grid(table: ScoreTable) -> Grid:
     """Return the ranked table of one reading, best first, failed models at the bottom."""
     rows = ordered(table)
@@ -257,23 +287,8 @@ def score_grid(table: ScoreTable) -> Grid:
             )
         )
     columns.append((Heading("images"), images))
-    headings, shows = zip(*columns, strict=True)
-    return Grid(
-        caption=f"Models on {table.dataset.name}, reading {table.reading}",
-        headings=headings,
-        rows=tuple(
-            Row(
-                cells=tuple(show(row) for show in shows),
-                words=_words(row.model, row.status),
-                rank=row.rank,
-                tied=_tied_ranks(row, ranks),
-                wrong=row.status != "complete",
-            )
-            for row in rows
-        ),
-        name=1,
-        sorted_by=0,
-    )
+    caption = f"Models on {table.dataset.name}, reading {table.reading}"
+    return _ranked(rows, columns, ranks, caption)
 
 
 def attack_grid(table: AttackTable) -> Grid:
@@ -321,23 +336,8 @@ def attack_grid(table: AttackTable) -> Grid:
             (Heading(f"{short} %", hint=spec), under(spec)) for spec, short in names.items()
         ]
     columns.append((Heading("images"), lambda r: _count(r.n)))
-    headings, shows = zip(*columns, strict=True)
-    return Grid(
-        caption=f"Models on {table.dataset.name}, attacked within {table.threat}",
-        headings=headings,
-        rows=tuple(
-            Row(
-                cells=tuple(show(row) for show in shows),
-                words=_words(row.model, row.status),
-                rank=row.rank,
-                tied=_tied_ranks(row, ranks),
-                wrong=row.status != "complete",
-            )
-            for row in table.rows
-        ),
-        name=1,
-        sorted_by=0,
-    )
+    caption = f"Models on {table.dataset.name}, attacked within {table.threat}"
+    return _ranked(table.rows, columns, ranks, caption)
 
 
 def _under(attack: AttackScore) -> Cell:
