@@ -13,7 +13,7 @@ from raybench.core.types import Access, Model
 from raybench.evaluations.rows import NOT_FINITE
 from raybench.kernels.batches import in_batches
 from raybench.kernels.compose import constant_fill, segment_mean_fill
-from raybench.kernels.designs import hadamard_masks
+from raybench.kernels.designs import antithetic_masks, hadamard_masks
 from raybench.kernels.draws import bits, stream
 from raybench.kernels.fills import blur_fill
 from raybench.kernels.gaussian import (
@@ -26,13 +26,14 @@ from raybench.kernels.gaussian import (
 from raybench.kernels.lime import bernoulli_masks, perturbed_scores, proximity
 from raybench.kernels.noise import noise_floor, sandwich, split_half, unfolded_l1
 from raybench.kernels.ridge import weighted_ridge
-from raybench.kernels.targets import TARGETS, TEMPERATURES, margin_pred, prob_pred
+from raybench.kernels.surrogate import fit_surrogate
+from raybench.kernels.targets import TARGETS, TEMPERATURES, margin_pred, prob_at, prob_pred
 from raybench.metrics.sparsity import mask_values
 
 if TYPE_CHECKING:
     from raybench.evaluations.lime import LimeEvaluation
 
-__all__ = ["Explanation", "explain_image", "scores_of"]
+__all__ = ["Asked", "Explanation", "ask_image", "explain_answers", "scores_of"]
 
 # Noise is estimated for the target and the margin, the first two responses.
 _WITH_NOISE = 2
@@ -84,13 +85,27 @@ class Explanation:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+class Asked(NamedTuple):
+    """An image's perturbed copies, and the model's answers to them, which may be on their way.
+
+    Attributes:
+        features: masks [M, S] on the CPU, or displacements [M, d] where the model is.
+        scores: waits for the answers [M, K] and returns them, on the device of `features`.
+        segments: [H, W] int64 on the CPU.
+    """
+
+    features: Tensor
+    scores: Callable[[], Tensor]
+    segments: Tensor
+
+
 class _Fit(NamedTuple):
     """A surrogate for T responses: weights [d, T], and noise of the first two [d, 2]."""
 
     weights: Tensor
-    variance: Tensor
     intercept: Tensor
     r2: Tensor
+    variance: Tensor
     halves: Tensor | None
 
 
@@ -107,7 +122,7 @@ def scores_of(model: Model) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.nn.functional.one_hot(model.labels(images), classes)
 
 
-def explain_image(
+def ask_image(
     reading: "LimeEvaluation",
     model: Model,
     image: Tensor,
@@ -115,16 +130,25 @@ def explain_image(
     *,
     seed: int,
     batch_size: int,
-) -> Explanation | str:
-    """Return the explanation of `image` [C, H, W] under `reading`, or why there is none."""
-    image = image.to(model.device)
-    segments = reading.segment(image.cpu(), sample_id, seed).to(model.device)
+) -> Asked | str:
+    """Ask `model` about copies of `image` [C, H, W] on the CPU, or return why it cannot be.
+
+    On a GPU this returns once all is queued, and the next image can be asked about while this one's
+    answers are made and explained: nothing here waits for the device.
+    """
+    segments = reading.segment(image, sample_id, seed)
     try:
         reading.check_design(int(segments.max()) + 1)
     except InputError as error:
         return str(error)  # this image has more segments than the first ones, which a job tries
     ask = _gaussian if reading.gaussian else _masked
     features, scores = ask(reading, model, image, segments, sample_id, seed, batch_size)
+    return Asked(features, scores, segments)
+
+
+def explain_answers(reading: "LimeEvaluation", model: Model, asked: Asked) -> Explanation | str:
+    """Return the explanation that the answers give under `reading`, or why there is none."""
+    features, scores, segments = asked.features, asked.scores(), asked.segments
     label = int(scores[0].argmax())
     graded = model.info.access >= Access.SCORES
     target = TARGETS[reading.target](scores, label).reshape(len(scores), -1)
@@ -133,7 +157,10 @@ def explain_image(
     columns = [target]
     if graded:
         columns.append(margin_pred(scores, label)[:, None])
-        columns += [prob_pred(scores * factor, label)[:, None] for factor in TEMPERATURES]
+        if reading.exact:
+            columns += [prob_pred(scores * factor, label)[:, None] for factor in TEMPERATURES]
+        else:
+            columns.append(prob_at(scores, label, TEMPERATURES))
     responses = torch.cat(columns, dim=1)
     # A probability of exactly zero has no logarithm: that margin is unknown, not zero.
     margin_known = graded and bool(torch.isfinite(responses[:, target.shape[1]]).all())
@@ -151,11 +178,13 @@ def _masked(
     sample_id: str,
     seed: int,
     batch_size: int,
-) -> tuple[Tensor, Tensor]:
-    """Return the masks [M, S] and the scores [M, K] of the copies they make."""
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return the masks [M, S], and what gives the scores [M, K] of the copies they make."""
     count = int(segments.max()) + 1
     if reading.design == "hadamard":
         masks = hadamard_masks(stream(seed, "hadamard", sample_id), reading.samples, count)
+    elif reading.design == "antithetic":
+        masks = antithetic_masks(stream(seed, "antithetic", sample_id), reading.samples, count)
     else:
         masks = bernoulli_masks(bits(seed, "masks", sample_id, (reading.samples, count)))
     if reading.fill == "mean":
@@ -165,9 +194,25 @@ def _masked(
         fill = blur_fill(image, min(image.shape[1:]) / 10)
     else:
         fill = constant_fill(image, float(reading.fill or 0))
-    masks = masks.to(image.device)
-    answer = scores_of(model)
-    return masks, perturbed_scores(answer, image, fill, segments, masks, batch=batch_size)
+    # The regression stays on the CPU, which has nothing else to do while a GPU goes on.
+    where = [tensor.to(model.device) for tensor in (image, fill, segments, masks)]
+    return masks, _to_host(perturbed_scores(scores_of(model), *where, batch=batch_size))
+
+
+def _to_host(values: Tensor) -> Callable[[], Tensor]:
+    """Start to copy `values` to the CPU; return what waits until they are there."""
+    if values.device.type != "cuda":
+        return lambda: values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
 
 
 def _gaussian(
@@ -178,9 +223,13 @@ def _gaussian(
     sample_id: str,
     seed: int,
     batch_size: int,
-) -> tuple[Tensor, Tensor]:
-    """Return the displacements [M, d] and the scores [M, K]; row 0 is the image itself."""
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return displacements [M, d], and what gives the scores [M, K]; row 0 is the image itself.
+
+    Both stay where the model is: the displacements may be as many as the pixels.
+    """
     del segments
+    image = image.to(model.device)
     assert reading.sigma is not None, "call resolved() first"
     sigma, cells = reading.sigma, reading.cells
     columns = image.shape[0] * cells * cells if cells else image.numel()
@@ -198,7 +247,8 @@ def _gaussian(
         return copies.features, answer(copies.images).to(torch.float64)
 
     features, scores = zip(*in_batches(reading.samples, batch_size, ask), strict=True)
-    return torch.cat(features), torch.cat(scores)
+    together = torch.cat(scores)
+    return torch.cat(features), lambda: together
 
 
 def _fit(reading: "LimeEvaluation", features: Tensor, responses: Tensor, targets: int) -> _Fit:
@@ -209,14 +259,18 @@ def _fit(reading: "LimeEvaluation", features: Tensor, responses: Tensor, targets
         spread = (responses - responses.mean(0)).square().sum(0)
         r2 = torch.where(spread > 0, 1 - residual.square().sum(0) / spread.clamp_min(1e-300), 1.0)
         variance = fit.variance[:, : noisy.shape[1]]
-        return _Fit(fit.weights, variance, fit.intercept, r2, None)
+        return _Fit(fit.weights, fit.intercept, r2, variance, None)
     z, pi = features.to(torch.float64), proximity(features)
+    halvable = reading.samples >= 2 * features.shape[1] + 4
+    if not reading.exact:
+        halved = targets if halvable else 0
+        return _Fit(
+            *fit_surrogate(z, responses, pi, reading.alpha, noisy=noisy.shape[1], halved=halved)
+        )
     ridge = weighted_ridge(z, responses, pi, reading.alpha)
     variance = sandwich(z, noisy, pi, reading.alpha).variance
-    halves = None
-    if reading.samples >= 2 * features.shape[1] + 4:
-        halves = split_half(z, responses[:, :targets], pi, reading.alpha)
-    return _Fit(ridge.weights, variance, ridge.intercept, ridge.r2, halves)
+    halves = split_half(z, responses[:, :targets], pi, reading.alpha) if halvable else None
+    return _Fit(ridge.weights, ridge.intercept, ridge.r2, variance, halves)
 
 
 def _explanation(

@@ -11,6 +11,7 @@ and for the probability at other softmax temperatures, which cost no query.
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from torch import Tensor
 from raybench.core.errors import InputError, SpecError, near_miss
 from raybench.core.spec import Spec
 from raybench.core.types import Access, Batch, Model
-from raybench.evaluations.explain import Explanation, explain_image
+from raybench.evaluations.explain import Asked, Explanation, ask_image, explain_answers
 from raybench.evaluations.rows import empty_row, to_record_batch
 from raybench.kernels.draws import keyed_int
 from raybench.kernels.segments import grid_segments, quickshift_segments
@@ -41,7 +42,7 @@ READINGS = {
 _SUPERPIXELS = {"superpixel", "superpixel-sum", "superpixel-pixel", "mask"}
 _GAUSSIAN = {"pixel-gauss", "coarse-gauss"}
 _SEGMENTATIONS = ("quickshift", "slic", "grid")
-_DESIGNS = ("bernoulli", "hadamard")
+_DESIGNS = ("bernoulli", "antithetic", "hadamard")
 
 # Which options a reading does not have: a value there would be silently ignored.
 _FOREIGN = {
@@ -62,7 +63,8 @@ class LimeEvaluation:
         samples: k, model queries for each image, the unperturbed image included.
         fill: what a switched-off segment shows: "mean" (its mean colour), "blur", or a number in
             [0, 1].
-        design: masks, "bernoulli" (independent, lime's) or "hadamard" (folded and orthogonal).
+        design: masks, "bernoulli" (independent, lime's), "antithetic" (independent pairs of
+            complements) or "hadamard" (folded and orthogonal).
         cells: grid cells along a side (grids only).
         segmentation: "quickshift" (lime's), "slic" or "grid" (superpixel readings only).
         kernel_size: quickshift kernel size in pixels.
@@ -70,6 +72,8 @@ class LimeEvaluation:
         sigma: noise level in pixel units (Gaussian readings only).
         alpha: ridge strength of the mask readings; 1 is lime's default.
         force: score even where more than a tenth of the images have too few segments.
+        exact: fit by the plain formulas, one by one. No part of `canonical`: like the device, it
+            moves a row's numbers by rounding alone.
     """
 
     reading: str
@@ -84,6 +88,7 @@ class LimeEvaluation:
     sigma: float | None = None
     alpha: float = 1.0
     force: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
@@ -294,9 +299,9 @@ class LimeEvaluation:
         "error" and its reason, never a missing row and never a zero.
         """
         rows = {}
-        for sample_id, source, image in zip(batch.ids, batch.sources, batch.images, strict=True):
+        explained = self._explain(model, batch, seed, batch_size)
+        for sample_id, source, found in zip(batch.ids, batch.sources, explained, strict=True):
             head = {"sample_id": sample_id, "source": source}
-            found = self._explain(model, image, sample_id, seed, batch_size)
             if isinstance(found, str):
                 rows[sample_id] = empty_row(sample_id, source, found)
             else:
@@ -307,10 +312,27 @@ class LimeEvaluation:
         return to_record_batch([row | constants for row in rows.values()], self.schema())
 
     def _explain(
-        self, model: Model, image: Tensor, sample_id: str, seed: int, batch_size: int
-    ) -> Explanation | str:
+        self, model: Model, batch: Batch, seed: int, batch_size: int
+    ) -> list[Explanation | str]:
+        """Return what is found for each image, having asked about the next one before.
+
+        So a GPU makes the answers for one image while the CPU explains those for the last.
+        Displacements, which may be as many as the pixels, are kept for one image at a time.
+        """
+        waiting: deque[Asked | str] = deque()
+        found: list[Explanation | str] = []
         with torch.inference_mode():
-            return explain_image(self, model, image, sample_id, seed=seed, batch_size=batch_size)
+            for sample_id, image in zip(batch.ids, batch.images, strict=True):
+                waiting.append(
+                    ask_image(self, model, image, sample_id, seed=seed, batch_size=batch_size)
+                )
+                if self.gaussian or len(waiting) > 1:
+                    found.append(self._explained(model, waiting.popleft()))
+            found.extend(self._explained(model, asked) for asked in waiting)
+        return found
+
+    def _explained(self, model: Model, asked: Asked | str) -> Explanation | str:
+        return asked if isinstance(asked, str) else explain_answers(self, model, asked)
 
 
 def _finite(value: float | None) -> bool:

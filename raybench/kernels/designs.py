@@ -1,4 +1,4 @@
-"""Folded randomised Hadamard masks: switch segments on and off with the least redundant queries.
+"""Designs of masks that tell more than independent ones: antithetic pairs, folded Hadamard.
 
     masks = hadamard_masks(stream(0, "hadamard", "test/17"), 1024, 64)
     scores = perturbed_scores(model.logits, image, fill, segments, masks, batch=256)
@@ -15,7 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["hadamard_masks"]
+__all__ = ["antithetic_masks", "hadamard_masks"]
+
+
+def antithetic_masks(draws: np.random.Generator, samples: int, segments: int) -> Tensor:
+    """Return masks [M, S] bool, fair and independent but for pairs: rows 2 i, 2 i + 1 complement.
+
+    A pair's two errors cancel in part (Hammersley and Morton 1956), as in the folding of a Hadamard
+    design; unlike that, any M and S will do. Row 0 is overwritten with all True, the image itself,
+    as in `hadamard_masks`; of an odd M the last row stands alone.
+
+    Args:
+        draws: raw words are taken from it.
+        samples: M, at least 2.
+        segments: S.
+    """
+    count = (samples + 1) // 2 * segments
+    words = draws.bit_generator.random_raw((count + 63) // 64)
+    tosses = np.unpackbits(words.astype("<u8").view(np.uint8), count=count).astype(bool)
+    upper = tosses.reshape(-1, segments)
+    masks = np.stack([upper, ~upper], axis=1).reshape(-1, segments)[:samples]
+    masks[0] = True
+    return torch.from_numpy(masks)
 
 
 def hadamard_masks(

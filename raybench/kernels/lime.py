@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raybench.kernels.batches import in_batches
-from raybench.kernels.compose import compose
+from raybench.kernels.compose import compose, equal_rows
 from raybench.kernels.ridge import RidgeFit, weighted_ridge
 
 __all__ = ["KERNEL_WIDTH", "bernoulli_masks", "explain", "perturbed_scores", "proximity"]
@@ -65,9 +65,11 @@ def perturbed_scores(
         masks: [M, S] bool.
         batch: largest number of copies in one call.
     """
+    run = equal_rows(segments)
 
     def ask(part: slice) -> Tensor:
-        return scores(compose(image, fill, segments, masks[part])).detach().to(torch.float64)
+        copies = compose(image, fill, segments, masks[part], run=run)
+        return scores(copies).detach().to(torch.float64)
 
     return torch.cat(in_batches(len(masks), batch, ask))
 

@@ -5,7 +5,7 @@ All are functions of `scores` [M, K]: logits, or log-probabilities where a model
 section 0.3). Computed in float64, because a float32 softmax saturates at 1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ __all__ = [
     "margin_pred",
     "one_hot",
     "prob_all",
+    "prob_at",
     "prob_pred",
 ]
 
@@ -28,6 +29,18 @@ TEMPERATURES: tuple[float, ...] = tuple(2.0**power for power in range(-6, 7))
 def prob_pred(scores: Tensor, label: int) -> Tensor:
     """Return the probability of class `label` [M]: lime's own response."""
     return scores.to(torch.float64).softmax(-1)[:, label]
+
+
+def prob_at(scores: Tensor, label: int, factors: Sequence[float]) -> Tensor:
+    """Return the probability of `label` when all scores are multiplied by each factor [M, F]."""
+    z = scores.to(torch.float64)
+    if not bool(torch.isfinite(z).all()):
+        return torch.stack([prob_pred(z * factor, label) for factor in factors], dim=1)
+    # 1 / sum_k exp(f (z_k - z_label)): one exponential a class, and no maximum to look for. Where
+    # the sum overflows, the probability is below 1e-308.
+    ahead = z - z[:, label, None]
+    sums = [(ahead * factor).exp_().sum(1) for factor in factors]
+    return torch.stack(sums, dim=1).reciprocal_()
 
 
 def logit_pred(scores: Tensor, label: int) -> Tensor:

@@ -91,7 +91,8 @@ def load(spec: Spec, *, device: str) -> Model:
             output, or one with a fixed batch size.
         InputError: a device that cannot be used here.
     """
-    options = shared.read(spec)
+    # A graph's precision is fixed when it is written.
+    options = shared.read(spec, common=tuple(name for name in shared.COMMON if name != "precision"))
     path = Path(spec.rest).expanduser()
     if not path.is_file():
         raise SpecError(f"{spec}: there is no file {path}")

@@ -4,7 +4,8 @@
 ``mean=0.5,0.5,0.5&std=0.2,0.2,0.2`` normalises pixels inside the model; one value serves all
 channels. ``shape=CxHxW`` is the input shape, with 0 for any height or width.
 ``output=logits|probabilities`` says what the network returns, ``classes=K`` how many classes it
-knows, ``name=`` what tables call it.
+knows, ``name=`` what tables call it. ``precision=bfloat16`` computes in half the bits: another
+model, whose answers are near those of the first.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ class Options:
     output: str = "logits"
     classes: int | None = None
     name: str | None = None
+    precision: str = "float32"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +79,12 @@ def _output(raw: str) -> str:
     return raw
 
 
+def _precision(raw: str) -> str:
+    if raw not in ("float32", "bfloat16"):
+        raise ValueError("expected float32 or bfloat16")
+    return raw
+
+
 def _stds(raw: str) -> tuple[float, ...]:
     values = floats(raw)
     if min(values) <= 0:
@@ -92,6 +100,7 @@ COMMON: Mapping[str, Callable[[str], Any]] = {
     "output": _output,
     "classes": positive,
     "name": str,
+    "precision": _precision,
 }
 
 

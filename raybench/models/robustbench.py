@@ -98,7 +98,7 @@ def load(spec: Spec, *, device: str, drive: str = GOOGLE_DRIVE) -> Model:
         SpecError: unknown dataset, threat or name; a failed download (with the manual steps); a
             checkpoint that needs code, or does not fit its architecture.
     """
-    options = shared.read(spec, {"model_dir": str}, common=("access", "name"))
+    options = shared.read(spec, {"model_dir": str}, common=("access", "name", "precision"))
     folder = options.extra.get("model_dir")
     entry = _find(spec, Path(folder).expanduser() if folder else cache_folder("robustbench"), drive)
     with _quiet():

@@ -76,12 +76,14 @@ class TorchModel:
             offers at most SCORES, since its logits cannot be had back exactly.
         mean: subtracted from the pixels of each channel before the module sees them; empty: none.
         std: then divides them.
+        precision: dtype of the module's weights; normalised pixels are brought to it, scores come
+            back as float32.
 
     Raises:
         InputError: probabilities declared with an access level above SCORES.
     """
 
-    __slots__ = ("_mean", "_module", "_output", "_std", "device", "info")
+    __slots__ = ("_mean", "_module", "_output", "_precision", "_std", "device", "info")
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class TorchModel:
         output: str = "logits",
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        precision: torch.dtype = torch.float32,
     ) -> None:
         assert output in ("logits", "probabilities"), output
         assert len(mean) == len(std), (mean, std)
@@ -104,13 +107,23 @@ class TorchModel:
         self.device = resolve_device(device)
         self._module = freeze(module.to(device))
         self._output = output
+        self._precision = precision
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1) if mean else None
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1) if std else None
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self._module
+
+    def swap(self, module: nn.Module) -> None:
+        """Use `module`, another form of the same network on the same device."""
+        self._module = module
 
     def labels(self, images: Tensor) -> Tensor:
         """Return the predicted classes [N] int64; ties go to the lower class."""
         with torch.no_grad():
-            return self._forward(images).argmax(1)
+            return self.forward(images).argmax(1)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities [N, K] float64 without gradient: softmax, in float64.
@@ -119,16 +132,16 @@ class TorchModel:
         """
         require(self.info, Access.SCORES, "probabilities")
         with torch.no_grad():
-            scores = self._forward(images).double()
+            scores = self.forward(images).double()
         return scores.softmax(1) if self._output == "logits" else scores
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits [N, K], differentiable in `images` from GRADIENTS up."""
         require(self.info, Access.LOGITS, "logits")
         if self.info.access >= Access.GRADIENTS:
-            return self._forward(images)
+            return self.forward(images)
         with torch.no_grad():
-            return self._forward(images)
+            return self.forward(images)
 
     def activations(self, images: Tensor, layers: Sequence[str]) -> Mapping[str, Tensor]:
         """Return the outputs of the sub-modules named in `layers`, differentiable in `images`.
@@ -153,7 +166,7 @@ class TorchModel:
 
         handles = [modules[layer].register_forward_hook(partial(keep, layer)) for layer in seen]
         try:
-            self._forward(images)
+            self.forward(images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -170,17 +183,23 @@ class TorchModel:
                 )
         return {layer: outputs[0] for layer, outputs in seen.items()}
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network says of images [N, C, H, W], [N, K], as its output kind is.
+
+        Raises:
+            InputError: images of another type or shape than declared.
+            OutputError: the network returns anything but one tensor.
+        """
         check_images(self.info, images)
         if self._mean is not None and self._std is not None:
             images = (images - self._mean) / self._std
-        scores = self._module(images)
+        scores = self._module(images.to(self._precision))
         if not isinstance(scores, Tensor):
             raise OutputError(
                 f"{self.info.name}: the network returns a {type(scores).__name__}, expected one "
                 "tensor [N, K]; wrap it so that forward returns the scores alone"
             )
-        return scores
+        return scores if self._precision == torch.float32 else scores.float()
 
 
 def check_images(info: ModelInfo, images: Tensor) -> None:

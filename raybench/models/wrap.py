@@ -80,6 +80,11 @@ def wrap(module: nn.Module, spec: Spec, options: Options, facts: Facts, *, devic
         values = f"mean {','.join(map(repr, mean))} std {','.join(map(repr, std))}"
         text = values if text == "none" else f"{text}, then {values}"
     kind = f"{text}; {options.output}"
+    name = options.name or short_name(spec)
+    precision = torch.float32
+    if options.precision == "bfloat16":
+        precision, kind = torch.bfloat16, f"{kind}; bfloat16"
+        name = options.name or f"{name}-bf16"
     offered = (
         min(facts.access, Access.SCORES) if options.output == "probabilities" else facts.access
     )
@@ -90,7 +95,7 @@ def wrap(module: nn.Module, spec: Spec, options: Options, facts: Facts, *, devic
         )
     info = ModelInfo(
         spec=spec.canonical(),
-        name=options.name or short_name(spec),
+        name=name,
         access=offered,
         input_shape=shape,
         num_classes=classes,
@@ -102,10 +107,36 @@ def wrap(module: nn.Module, spec: Spec, options: Options, facts: Facts, *, devic
         normalisation=text,
         details=(("parameters", str(count_parameters(module))), *found, *facts.details),
     )
+    if precision != torch.float32:
+        _lower(module, precision, shape, spec, classes)
     model: Model = TorchModel(
-        module, info, device=device, output=options.output, mean=mean, std=std
+        module,
+        info,
+        device=device,
+        output=options.output,
+        mean=mean,
+        std=std,
+        precision=precision,
     )
     return model if options.access is None else limit(model, options.access)
+
+
+def _lower(
+    module: nn.Module,
+    precision: torch.dtype,
+    shape: tuple[int, int, int],
+    spec: Spec,
+    classes: int,
+) -> None:
+    """Bring the weights of `module` to `precision`, and try it."""
+    module.to(precision)
+    try:
+        num_classes(lambda images: module(images.to(precision)), shape, spec, classes)
+    except SpecError as error:
+        raise SpecError(
+            f"{spec}: the network does not work in {str(precision).removeprefix('torch.')} "
+            f"({error}); leave precision out"
+        ) from error
 
 
 def short_name(spec: Spec) -> str:

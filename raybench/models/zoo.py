@@ -64,7 +64,7 @@ def load(spec: Spec, *, device: str) -> Model:
             "eps": fraction,
             "train_seed": shared.whole,
         },
-        common=("access", "name"),
+        common=("access", "name", "precision"),
     )
     own = options.extra
     adversarial = spec.rest.endswith("-adv")

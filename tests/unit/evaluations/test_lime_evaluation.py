@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ MASKED = [
 ]
 OTHER = [
     "grid?design=hadamard&samples=256",
+    "grid?design=antithetic",
     "superpixel?segmentation=slic&count=20",
     "superpixel?segmentation=grid&cells=5&fill=0.5",
     "superpixel?kernel_size=2&alpha=0.5&force=true",
@@ -191,7 +193,7 @@ def test_probability_of_exactly_zero_leaves_the_margin_unknown() -> None:
         ("grid?sigma=0.1", "has no option sigma"),
         ("superpixel?segmentation=felz", "quickshift or slic or grid"),
         ("superpixel?segmentation=slic&cells=3", "slic takes count"),
-        ("grid?design=sobol", "bernoulli or hadamard"),
+        ("grid?design=sobol", "bernoulli or antithetic or hadamard"),
         ("grid?samples=1", r"2\.\.1000000, found 1"),
         ("grid?samples=many", "invalid literal"),
         ("grid?kernel_size=2", "has no option kernel_size"),
@@ -260,3 +262,22 @@ def test_an_image_with_more_superpixels_than_the_samples_carry_is_an_error_row()
     assert [row["status"] for row in rows] == ["ok", "error"]
     assert "12 samples cannot fit 18 superpixels" in rows[1]["error"]
     assert rows[1]["score"] is None
+
+
+@pytest.mark.parametrize("text", ["grid", "superpixel?fill=0", "grid?design=hadamard&samples=256"])
+@pytest.mark.parametrize("target", ["prob_pred", "margin_pred", "prob_all"])
+def test_the_exact_way_gives_the_same_rows_to_rounding(text: str, target: str) -> None:
+    shape = (3, 24, 24)
+    settings = f"{text}{'&' if '?' in text else '?'}target={target}"
+    fast = parse_reading(settings, samples=150, shape=shape)
+    exact = replace(fast, exact=True)
+    assert exact.canonical() == fast.canonical()
+    model, batch = toy_model(linear(shape, scale=3.0), shape=shape), toy_batch(3, shape)
+    one, other = (score(reading, model, batch).to_pylist() for reading in (fast, exact))
+    assert one != other  # another way was taken
+    for row, twin in zip(one, other, strict=True):
+        for name, value in row.items():
+            if isinstance(value, float | list):
+                np.testing.assert_allclose(value, twin[name], rtol=1e-6, atol=1e-9, err_msg=name)
+            else:
+                assert value == twin[name], name

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raybench.kernels.designs import hadamard_masks
+from raybench.kernels.designs import antithetic_masks, hadamard_masks
 from raybench.kernels.draws import bits, stream
 from raybench.kernels.lime import bernoulli_masks, explain, proximity
 from raybench.kernels.ridge import weighted_ridge
@@ -67,6 +67,19 @@ def test_segments_that_do_not_fit_are_refused(segments: int) -> None:
         design(64, segments)
 
 
+def test_antithetic_pairs_are_complements_and_otherwise_fair_and_independent() -> None:
+    masks = antithetic_masks(stream(0, "antithetic", "a"), 9001, 8)
+    assert masks.shape == (9001, 8)
+    assert bool(masks[0].all())
+    assert torch.equal(masks[2:-1:2], ~masks[3::2])
+    assert abs(float(masks.double().mean()) - 0.5) < 0.01
+    upper = masks[2:-1:2].double() * 2 - 1
+    correlation = (upper.mT @ upper) / len(upper) - torch.eye(8)
+    assert float(correlation.abs().max()) < 0.08  # five standard deviations
+    assert torch.equal(masks, antithetic_masks(stream(0, "antithetic", "a"), 9001, 8))
+    assert not torch.equal(masks, antithetic_masks(stream(0, "antithetic", "b"), 9001, 8))
+
+
 def _functions(segments: int) -> dict[str, Callable[[Tensor], Tensor]]:
     generator = torch.Generator().manual_seed(4)
     linear = torch.randn(segments, generator=generator, dtype=torch.float64)
@@ -101,6 +114,9 @@ def test_weights_vary_less_than_with_independent_masks(name: str, weighted: bool
 
     independent = variance(lambda key: bernoulli_masks(bits(0, "masks", key, (samples, segments))))
     folded = variance(lambda key: design(samples, segments, key))
+    paired = variance(lambda key: antithetic_masks(stream(0, "antithetic", key), samples, segments))
+    # Of a linear response only shrinkage varies, and a complement tells nothing new of that.
+    assert name == "linear" or paired < independent
     if name == "linear" and not weighted:
         assert independent < 1e-12  # nothing to misfit: both are exact
         assert folded < 1e-12
