@@ -182,7 +182,7 @@ def _shortened(spec: Spec, folder: Path) -> Path | None:
 
 
 def _open_cifar(spec: Spec, kind: str) -> Dataset:
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     _no_rest(spec)
     values = spec.read_options(_FILES)

@@ -14,20 +14,20 @@ from typing import IO
 import numpy as np
 
 from raybench.core.errors import SpecError
+from raybench.core.limits import refuse_bomb
 
 __all__ = ["read_idx"]
 
 _UBYTE = 0x08
 _GZIP = b"\x1f\x8b"
-_MAX_BYTES = 4 * 2**30
 
 
 def read_idx(path: Path, *, dims: int) -> np.ndarray:
     """Return the array in an idx file, gzipped or not: uint8 with `dims` dimensions.
 
     Raises:
-        SpecError: not an idx file of unsigned bytes, another number of dimensions, or fewer or
-            more bytes than its header promises.
+        SpecError: not an idx file of unsigned bytes, another number of dimensions, fewer or more
+            bytes than its header promises, or more than `raybench.core.limits` allows.
     """
     try:
         with path.open("rb") as probe:
@@ -57,8 +57,7 @@ def _read(stream: "IO[bytes] | gzip.GzipFile", path: Path, dims: int) -> np.ndar
         raise SpecError(f"{path}: ends within its header; fetch it again")
     shape = struct.unpack(f">{dims}I", header[4:])
     size = math.prod(shape)
-    if size > _MAX_BYTES:
-        raise SpecError(f"{path}: its header claims {size:,} bytes, more than {_MAX_BYTES:,}")
+    refuse_bomb(path, "its array", claimed=size, stored=path.stat().st_size)
     content = stream.read(size + 1)
     if len(content) != size:
         relation = "more" if len(content) > size else f"only {len(content):,}"

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybench.core.errors import SpecError
+from raybench.core.limits import LIMIT, max_bytes, shown, to_raise
 from raybench.core.types import Batch, DatasetInfo
 from raybench.data.filesystem import File, Root, Unreadable, open_file
 from raybench.data.images import Preprocessing, assemble
@@ -24,7 +25,12 @@ __all__ = ["ParquetDataset", "Table", "contents", "footer", "stamps"]
 
 _Place = tuple[str, int]  # file, row group
 _ROOM = 256 * 2**20
+_BATCH = 1024
 _MEMORY = ("kept", "room", "held")
+
+
+class _TooLargeError(Exception):
+    """A row group takes more memory than it may; the text is for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +79,19 @@ class ParquetDataset:
         """Return labels [len(ids)] int64, or None where there are none.
 
         Raises:
-            SpecError: a row without a label.
+            SpecError: a row without a label, or labels that take too much memory.
         """
         if self.label is None:
             return None
         found: dict[str, int] = {}
         for place, (names, rows) in _by_group(self, ids).items():
-            for name, value in zip(names, _column(self, place, self.label, rows), strict=True):
+            try:
+                values = _column(self, place, self.label, rows)
+            except _TooLargeError as error:
+                raise SpecError(
+                    f"{self.info.spec}: the column {self.label!r} of {place[0]}: {error}"
+                ) from error
+            for name, value in zip(names, values, strict=True):
                 if value is None:
                     raise SpecError(f"{self.info.spec}: row {name} has no {self.label}")
                 found[name] = value
@@ -93,20 +105,50 @@ class ParquetDataset:
             setattr(self, name, value)
 
 
-def footer(root: Root, file: File) -> tuple[Table, pa.Schema]:
+def footer(root: Root, file: File, image: str) -> tuple[Table, pa.Schema]:
     """Return where the rows of a Parquet file lie, and its schema, from its footer alone.
 
     Raises:
-        SpecError: not a Parquet file, or a damaged one.
+        SpecError: not a Parquet file, a damaged one, or a row group whose column `image` takes more
+            memory than `_group_bytes`.
     """
     try:
         with open_file(root, file.name) as stream, pq.ParquetFile(stream) as parquet:
             metadata, schema = parquet.metadata, parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise SpecError(f"{root.source(file.name)} cannot be read as Parquet ({error})") from error
-    sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    sizes = [group.num_rows for group in groups]
+    if min(sizes, default=0) < 0 or sum(sizes) != metadata.num_rows:
+        raise SpecError(
+            f"{root.source(file.name)} cannot be read as Parquet (its footer says "
+            f"{metadata.num_rows:,} rows, its row groups {sum(sizes):,})"
+        )
+    for index, group in enumerate(groups):
+        claimed = _unpacked(group, image)
+        if claimed > _group_bytes():
+            raise SpecError(
+                f"{root.source(file.name)}: the column {image!r} of row group {index} takes "
+                f"{shown(claimed)}, more than the limit of {shown(_group_bytes())} (a quarter of "
+                f"{LIMIT}). Write it with smaller row groups; {to_raise(4 * claimed)}"
+            )
     starts = tuple(int(start) for start in np.cumsum([0, *sizes])[:-1])
     return Table(file=file, starts=starts, rows=metadata.num_rows), schema
+
+
+def _group_bytes() -> int:
+    """Return what one column of one row group may take; it is held up to four times over."""
+    return max_bytes() // 4
+
+
+def _unpacked(group: Any, name: str) -> int:
+    """Return the bytes that the footer states for a column of a row group, encoded."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    return sum(
+        max(chunk.total_uncompressed_size, chunk.total_compressed_size)
+        for chunk in chunks
+        if chunk.path_in_schema.partition(".")[0] == name
+    )
 
 
 def _by_group(
@@ -131,12 +173,40 @@ def _column(dataset: ParquetDataset, place: _Place, column: str, rows: list[int]
         dataset.held = None
         file, group = place
         with open_file(dataset.root, file) as stream, pq.ParquetFile(stream) as parquet:
-            found = parquet.read_row_group(group, columns=[column]).column(column)
+            found = _read(parquet, group, column)
         if pa.types.is_struct(found.type):
             found = pc.struct_field(found, "bytes")
         dataset.held = key, found
-    values: list[Any] = dataset.held[1].take(pa.array(rows, pa.int64())).to_pylist()
-    return values
+    held = dataset.held[1]
+    # Not take(): it joins the batches, and 2 GiB of bytes do not fit in one.
+    return [held[row].as_py() for row in rows]
+
+
+def _read(parquet: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray:
+    """Return a column of a row group, read in batches so that it can be given up in time.
+
+    A column that refers to its dictionary again and again is small in the file and in the footer,
+    whatever its values add up to.
+
+    Raises:
+        _TooLargeError: it takes more than `_group_bytes`.
+    """
+    limit = _group_bytes()
+    # So that a batch of the largest value that the chunk can hold stays below the limit.
+    rows = limit // max(1, _unpacked(parquet.metadata.row_group(group), column))
+    batches: list[pa.Array] = []
+    held = 0
+    for batch in parquet.iter_batches(
+        batch_size=min(max(rows, 1), _BATCH), row_groups=[group], columns=[column]
+    ):
+        batches.append(batch.column(0))
+        held += batch.nbytes
+        if held > limit:
+            raise _TooLargeError(
+                f"the row group unpacks to more than {shown(limit)} (a quarter of {LIMIT}); it "
+                "may be a decompression bomb"
+            )
+    return pa.chunked_array(batches, parquet.schema_arrow.field(column).type)
 
 
 def contents(
@@ -158,6 +228,8 @@ def contents(
             _keep(dataset, place)
         except FileNotFoundError:
             values = [Unreadable("the file is not there any more")] * len(names)
+        except _TooLargeError as error:
+            values = [Unreadable(str(error))] * len(names)
         except pa.ArrowInvalid as error:
             values = [_damaged(error)] * len(names)
         except OSError as error:

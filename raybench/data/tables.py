@@ -8,17 +8,19 @@
 
 import dataclasses
 import json
+import math
 import posixpath
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raybench.core.errors import SpecError, near_miss
+from raybench.core.limits import max_bytes, refuse_bomb, shown, to_raise
 from raybench.core.spec import Spec
 from raybench.core.types import Dataset, DatasetInfo
 from raybench.data.filesystem import File, Root, kind_of, list_files, locate, open_file, parent
@@ -32,6 +34,9 @@ __all__ = ["open_npz", "open_parquet"]
 _CHECKED = 200
 _LAYOUTS = ("nhwc", "nchw", "nhw")
 _CHANNELS = (1, 3)
+# What one id takes as a string in a list.
+_ID_BYTES = 100
+_NPY = b"\x93NUMPY"
 
 
 def open_parquet(spec: Spec) -> Dataset:
@@ -48,7 +53,8 @@ def open_parquet(spec: Spec) -> Dataset:
 
     Raises:
         SpecError: no such file, no rows, no column of images, damaged files, or images of several
-            sizes without ``resize``.
+            sizes without ``resize``; more rows, or larger row groups, than
+            `raybench.core.limits` allows.
     """
     known: dict[str, Callable[[str], Any]] = {**COMMON, **IMAGE_OPTIONS}
     known |= {"image": str, "label": str, "split": _name}
@@ -63,8 +69,9 @@ def open_parquet(spec: Spec) -> Dataset:
     label: str | None = None
     classes: int | None = None
     for position, file in enumerate(files):
-        table, schema = footer(root, file)
+        table, schema = footer(root, file, image)
         tables[file.name] = table
+        _refuse_rows(spec, root, sum(table.rows for table in tables.values()))
         _check_image(spec, root.source(file.name), schema, image)
         has = _has_label(spec, root.source(file.name), schema, wanted, strict="label" in values)
         if position and has != (label is not None):
@@ -103,6 +110,16 @@ def open_parquet(spec: Spec) -> Dataset:
         info=info, ids=ids, root=root, tables=tables, image=image, label=label, steps=steps
     )
     return _measured(spec, dataset)
+
+
+def _refuse_rows(spec: Spec, root: Root, rows: int) -> None:
+    """Refuse tables that claim more rows than there is memory for their ids."""
+    claimed = rows * _ID_BYTES
+    if claimed > max_bytes():
+        raise SpecError(
+            f"{spec}: {root.text} claims {rows:,} rows, whose ids alone would take "
+            f"{shown(claimed)}, more than the limit of {shown(max_bytes())}; {to_raise(claimed)}"
+        )
 
 
 def _measured(spec: Spec, dataset: ParquetDataset) -> ParquetDataset:
@@ -203,7 +220,8 @@ def open_npz(spec: Spec) -> Dataset:
     archive is unpickled. The id of an image is ``archive.npz#index``.
 
     Raises:
-        SpecError: no such file, no archive, no such array, another dtype, shape or range.
+        SpecError: no such file, no archive, no such array, another dtype, shape or range, or an
+            array that would take more memory than `raybench.core.limits` allows.
     """
     values = spec.read_options({**COMMON, "images": str, "labels": str, "layout": _layout})
     path = path_of(spec, values)
@@ -254,9 +272,11 @@ def _arrays(
         raise SpecError(f"{spec}: {root.text} is a folder, expected a .npz file")
     try:
         with open_file(root) as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            # np.load would read a single array, of whatever size, before it could be refused.
+            if stream.read(len(_NPY)) == _NPY:
                 raise SpecError(f"{spec}: {root.text} is a single array, expected a .npz archive")
+            stream.seek(0)
+            archive = np.load(stream, allow_pickle=False)
             with archive:
                 names = [images, labels] if strict or labels in archive.files else [images]
                 for name in names:
@@ -265,11 +285,41 @@ def _arrays(
                             f"{spec}: {root.text} has no array {name!r}"
                             f"{near_miss(name, archive.files)}"
                         )
+                _refuse_claims(spec, root, archive, names, stored=stream.size())
                 return {name: archive[name] for name in names}
     except SpecError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SpecError(f"{spec}: {root.text} cannot be read as .npz ({error})") from error
+
+
+def _refuse_claims(
+    spec: Spec, root: Root, archive: Any, names: Sequence[str], *, stored: int
+) -> None:
+    """Refuse arrays that would take too much memory, or more than the archive has for them."""
+    members = {info.filename: info for info in archive.zip.infolist()}
+    claimed = 0
+    for name in names:
+        # np.load prefers the plain name too.
+        info = members.get(name) or members[f"{name}.npy"]
+        with archive.zip.open(info) as member:
+            version = np.lib.format.read_magic(member)
+            if version == (1, 0):
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            else:
+                shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+            room = info.file_size - member.tell()
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects, which are not unpickled")
+        size = math.prod(shape) * dtype.itemsize
+        refuse_bomb(spec, f"the array {name!r} of {root.text}", claimed=size, stored=stored)
+        if min(shape, default=1) < 0 or size != room:
+            raise ValueError(
+                f"the header of {name} declares {dtype} {'x'.join(map(str, shape))}, which is "
+                f"{size:,} bytes, but {room:,} follow it"
+            )
+        claimed += size
+    refuse_bomb(spec, root.text, claimed=claimed, stored=stored)
 
 
 def _candidates(found: np.ndarray) -> list[str]:

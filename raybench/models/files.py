@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from raybench.core.errors import RaybenchError, SpecError, near_miss
 from raybench.core.spec import Spec
 from raybench.core.types import Access, Model, ModelInfo
 from raybench.models import options as shared
+from raybench.models.archives import refuse_claims
 from raybench.models.programs import load_program, source_module
 from raybench.models.torch_model import LimitedModel, limit
 from raybench.models.weights import load_strictly, read_state
@@ -57,11 +59,13 @@ def load_torchscript(spec: Spec, *, device: str) -> Model:
     Sub-modules run inside TorchScript, where no hook sees them: access ends at GRADIENTS.
 
     Raises:
-        SpecError: absent, or not a TorchScript archive.
+        SpecError: absent, not a TorchScript archive, or one that would take more memory than
+            `raybench.core.limits` allows.
     """
     options = shared.read(spec)
     path = _existing(spec)
     try:
+        refuse_claims(path, spec)
         with warnings.catch_warnings():
             # The format is frozen, not withdrawn, and existing archives are what this is for.
             warnings.filterwarnings("ignore", r".*torch\.jit\.", FutureWarning)
@@ -69,7 +73,9 @@ def load_torchscript(spec: Spec, *, device: str) -> Model:
             module: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location="cpu"
             )
-    except (RuntimeError, ValueError) as error:
+    except SpecError:
+        raise
+    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise SpecError(
             f"{spec}: {path.name} is not a readable TorchScript archive "
             f"({_first_line(error)}); weights alone are named with file:...?arch=..."

@@ -10,6 +10,7 @@ torch.export gives it is refused; the rest is loaded with ``weights_only`` in fo
 
 import ast
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -22,6 +23,7 @@ import torch
 from torch.export import ExportedProgram
 
 from raybench.core.errors import SpecError
+from raybench.models.archives import refuse_claims
 
 __all__ = ["load_program", "source_module"]
 
@@ -39,6 +41,7 @@ _MAPS = (
     *("custom_obj_values", "as_string_to_argument", "opset_version", "range_constraints"),
     "treespec_namedtuple_fields",
 )
+_PAYLOADS = ("data/constants/", "data/weights/")
 _LEGACY_PROGRAM = "serialized_exported_program.json"
 
 # What torch.export writes: operators of torch itself, and arithmetic on sizes. attrgetter,
@@ -78,12 +81,16 @@ def load_program(path: Path, what: object) -> ExportedProgram:
     """Return the program that ``torch.export.save`` kept in `path`; `what` begins every message.
 
     Raises:
-        SpecError: not such a file, damaged, or one that loading would let run code.
+        SpecError: not such a file, damaged, one that loading would let run code, or one that would
+            take more memory than `raybench.core.limits` allows.
     """
     try:
+        refuse_claims(path, what)
         _inspect(path)
         with _weights_only():
             return torch.export.load(path)
+    except SpecError:
+        raise
     except (_CodeError, pickle.UnpicklingError) as error:
         raise SpecError(
             f"{what}: {path.name} is refused: loading it would run code from the file "
@@ -148,10 +155,21 @@ def _inspect(path: Path) -> None:
             raise _CodeError(f"{record} is compiled code")
         if record.startswith("models/"):
             _inspect_program(reader.get_record(record))
-        elif record.startswith("data/constants/") and record.endswith(".json"):
+        elif record.startswith(_PAYLOADS) and record.endswith(".json"):
+            folder = record.rpartition("/")[0]
             for entry in json.loads(reader.get_record(record))["config"].values():
-                if not str(entry["path_name"]).startswith("tensor_"):
-                    raise _CodeError(f"the constant {entry['path_name']} is an object, no tensor")
+                name = str(entry["path_name"])
+                if folder == "data/constants" and not name.startswith("tensor_"):
+                    raise _CodeError(f"the constant {name} is an object, no tensor")
+                _inspect_payload(entry, reader.get_record_size(f"{folder}/{name}"))
+
+
+def _inspect_payload(entry: dict[str, Any], stored: int) -> None:
+    """Refuse a tensor of values whose record holds none: torch would make it, of any size."""
+    sizes = (entry["tensor_meta"] or {}).get("sizes", [])
+    values = math.prod(size["as_int"] for size in sizes)
+    if values and not stored:
+        raise ValueError(f"{entry['path_name']} is empty, its declared sizes say {values:,} values")
 
 
 def _inspect_program(content: bytes) -> None:

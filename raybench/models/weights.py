@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raybench.core.errors import SpecError
+from raybench.models.archives import refuse_claims, refuse_declared
 from raybench.models.touched import note_file
 
 __all__ = ["PICKLE_SUFFIXES", "load_strictly", "read_pickle", "read_state", "unwrap_state"]
@@ -56,14 +58,20 @@ def read_pickle(path: Path, what: object) -> Any:
     it would run code from the file.
 
     Raises:
-        SpecError: a pickle that needs code (naming what it asked for), or a damaged file.
+        SpecError: a pickle that needs code (naming what it asked for), a file that would take more
+            memory than `raybench.core.limits` allows, or a damaged file.
     """
     note_file(path)
     try:
+        refuse_claims(path, what)
         with warnings.catch_warnings():
             # Of a file that plain pickle wrote; what matters of it is in the error that follows.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_declared(saved, path, what)
+        return saved
+    except SpecError:
+        raise
     except pickle.UnpicklingError as error:
         text = str(error)
         asked = next(
@@ -80,7 +88,7 @@ def read_pickle(path: Path, what: object) -> Any:
             "save its weights alone: safetensors.torch.save_file(model.state_dict(), "
             "'weights.safetensors')"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SpecError(
             f"{what}: {path.name} is damaged or not a file saved by torch ({reason})"
@@ -122,7 +130,8 @@ def unwrap_state(saved: Any, what: object) -> dict[str, Tensor]:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:
     """Load `state` into `module`; every name and shape must agree.
 
-    A missing ``num_batches_tracked`` is no fault: nothing in evaluation mode reads it.
+    A missing ``num_batches_tracked`` is no fault: nothing in evaluation mode reads it. A tensor
+    without values (torch's meta device) is one: torch would leave the network's own in place.
 
     Raises:
         SpecError: names the missing, the unexpected and the misshapen.
@@ -135,12 +144,14 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: object) 
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    empty = [name for name in own if name in state and state[name].is_meta]
     faults = [
         f"{label} {len(names)}: {', '.join(names[:_LISTED])}{' ...' * (len(names) > _LISTED)}"
         for label, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("misshapen", misshapen),
+            ("without values", empty),
         )
         if names
     ]

@@ -180,7 +180,7 @@ def test_absent_files_say_which_and_how_to_get_them(tmp_path: Path) -> None:
         (b"\0\0\x08\3\0\0", "ends within its header"),
         (idx_bytes(np.zeros((2, 3, 3)))[:-1], "holds only 17"),
         (idx_bytes(np.zeros((2, 3, 3))) + b"x", "holds more"),
-        (b"\0\0\x08\3" + b"\xff" * 12, "claims"),
+        (b"\0\0\x08\3" + b"\xff" * 12, "its array has 16 bytes and would take .* the limit"),
         (gzip.compress(idx_bytes(np.zeros((2, 3, 3))), mtime=0)[:-9], "damaged, fetch it again"),
         (b"\x1f\x8b junk", "damaged, fetch it again"),
     ],
@@ -375,9 +375,19 @@ def test_cifar_downloads_the_official_archive(
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     data = open_dataset(f"cifar10?root={tmp_path / 'new'}&download=true")
     assert data.info.size == 4
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
+
+
+def test_an_archive_that_is_not_the_official_one_is_not_unpacked(
+    tmp_path: Path, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = server
+    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as tar:
+        for name in ("escaped", "../escaped", "../../escaped", str(tmp_path / "escaped")):
+            tar.addfile(tarfile.TarInfo(name))
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}cifar.tar.gz")
     with pytest.raises(SpecError, match="could not be downloaded"):
-        open_dataset(f"cifar10?root={tmp_path / 'newer'}&download=true")
+        open_dataset(f"cifar10?root={tmp_path / 'new'}&download=true")
+    assert not list(tmp_path.rglob("escaped"))
 
 
 # --- real files ---

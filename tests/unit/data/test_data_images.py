@@ -57,6 +57,13 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def jpeg_bomb(width: int, height: int) -> bytes:
+    """A small JPEG whose frame header claims a huge picture."""
+    data = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
+    sizes = data.index(b"\xff\xc0") + 5
+    return data[:sizes] + struct.pack(">HH", height, width) + data[sizes + 4 :]
+
+
 # --- colours and bit depths ---
 
 
@@ -163,6 +170,8 @@ BROKEN = {
     "flipped byte": (PNG[:100] + bytes([PNG[100] ^ 255]) + PNG[101:], "cannot be decoded"),
     "bomb": (bomb(12_000, 12_000), "12000x12000 pixels, more than max_pixels=100000000"),
     "great bomb": (bomb(60_000, 60_000), "DecompressionBombError"),
+    "jpeg bomb": (jpeg_bomb(12_000, 12_000), "12000x12000 pixels, more than max_pixels=100000000"),
+    "great jpeg bomb": (jpeg_bomb(65_000, 65_000), "DecompressionBombError"),
     "another format": (encoded(pixels(), "GIF"), "not an image in a known format"),
 }
 

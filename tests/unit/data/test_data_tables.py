@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,14 @@ def test_only_the_row_groups_that_hold_the_rows_are_read_and_each_once(
 ) -> None:
     write(tmp_path / "a.parquet", range(12))
     opened: list[int] = []
-    original = pq.ParquetFile.read_row_group
+    original = pq.ParquetFile.iter_batches
 
-    def counted(self: pq.ParquetFile, group: int, **settings: object) -> pa.Table:
-        opened.append(group)
+    def counted(self: pq.ParquetFile, **settings: object) -> Iterator[pa.RecordBatch]:
         assert settings["columns"] == ["image"]
-        return original(self, group, **settings)
+        opened.extend(settings["row_groups"])
+        return original(self, **settings)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     data = open_dataset(f"parquet:{tmp_path}?n=7")
     assert sorted(opened) == [0, 1, 2]
     data.read(data.ids)

@@ -112,6 +112,36 @@ def test_weights_outside_the_graph_are_part_of_the_fingerprint(
     assert second.info.fingerprint != first.info.fingerprint
 
 
+@pytest.mark.parametrize("place", ["../weights.bin", "{outside}/weights.bin", "link.bin"])
+def test_weights_outside_the_folder_of_the_graph_are_not_read(
+    net: nn.Sequential, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    graph(net, folder / "net.onnx", external="weights.bin")
+    (folder / "weights.bin").rename(tmp_path / "weights.bin")
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+    made = onnx.load(folder / "net.onnx", load_external_data=False)
+    for entry in (entry for one in made.graph.initializer for entry in one.external_data):
+        if entry.key == "location":
+            entry.value = place.format(outside=tmp_path)
+    (folder / "net.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(SpecError, match=r"net\.onnx cannot be run by onnxruntime: .*path"):
+        load_model(f"onnx:{folder}/net.onnx")
+
+
+def test_a_weight_that_declares_more_than_it_holds_is_refused(
+    net: nn.Sequential, tmp_path: Path
+) -> None:
+    graph(net, tmp_path / "net.onnx")
+    made = onnx.load(tmp_path / "net.onnx")
+    for weight in made.graph.initializer:
+        weight.dims[0] = 10**12
+    (tmp_path / "net.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(SpecError, match=r"net\.onnx cannot be run by onnxruntime"):
+        load_model(f"onnx:{tmp_path}/net.onnx")
+
+
 @pytest.mark.parametrize(
     ("fields", "option", "text"),
     [
