@@ -194,14 +194,25 @@ def _entry(kind: str, spec: Spec, known: Mapping[str, Entry]) -> Entry:
     return known[spec.scheme]
 
 
-def load_model(spec: str | Spec, *, device: str = "cpu") -> Model:
+SPEED = "raybench.models.speed:speed_up"
+
+
+def load_model(
+    spec: str | Spec, *, device: str = "cpu", fast: bool = False, compiled: bool = False
+) -> Model:
     """Return the model that `spec` names, in evaluation mode on `device`.
+
+    `fast` brings the network into the form that answers soonest on that device, and `compiled`
+    compiles it besides; answers then differ by rounding.
 
     Raises:
         SpecError: unknown scheme or option, a file that is absent or refused, a failed download.
+        InputError: the network was to be compiled and cannot be.
     """
     parsed = parse(spec) if isinstance(spec, str) else spec
     model: Model = _entry("model", parsed, model_schemes()).resolve()(parsed, device=device)
+    if fast:
+        Entry(SPEED, "", "").resolve()(model, compiled=compiled)
     return model
 
 

@@ -25,6 +25,8 @@ __all__ = [
 # with the temperature, a model's predictions do not.
 TEMPERATURES: tuple[float, ...] = tuple(2.0**power for power in range(-6, 7))
 
+_IN_CACHE = 2**15  # float64 numbers that stay in a core's cache through thirteen passes
+
 
 def prob_pred(scores: Tensor, label: int) -> Tensor:
     """Return the probability of class `label` [M]: lime's own response."""
@@ -38,9 +40,25 @@ def prob_at(scores: Tensor, label: int, factors: Sequence[float]) -> Tensor:
         return torch.stack([prob_pred(z * factor, label) for factor in factors], dim=1)
     # 1 / sum_k exp(f (z_k - z_label)): one exponential a class, and no maximum to look for. Where
     # the sum overflows, the probability is below 1e-308.
-    ahead = z - z[:, label, None]
-    sums = [(ahead * factor).exp_().sum(1) for factor in factors]
-    return torch.stack(sums, dim=1).reciprocal_()
+    rows = max(1, _IN_CACHE // z.shape[1]) if z.device.type == "cpu" else len(z)
+    parts = (z[first : first + rows] for first in range(0, len(z), rows))
+    sums = [_sums(part - part[:, label, None], factors) for part in parts]
+    return torch.cat(sums).reciprocal_()
+
+
+def _sums(ahead: Tensor, factors: Sequence[float]) -> Tensor:
+    """Return the sum over classes of exp(f `ahead`) for each factor, [M, F].
+
+    Where a factor is twice the last, the powers are squared: a product instead of an exponential,
+    at an error of one rounding that doubles with each (1e-12 after twelve).
+    """
+    found: list[Tensor] = []
+    powers, last = ahead, 0.0
+    for factor in factors:
+        powers = powers.square_() if found and factor == 2 * last else (ahead * factor).exp_()
+        found.append(powers.sum(1))
+        last = factor
+    return torch.stack(found, dim=1)
 
 
 def logit_pred(scores: Tensor, label: int) -> Tensor:

@@ -83,7 +83,7 @@ class TorchModel:
         InputError: probabilities declared with an access level above SCORES.
     """
 
-    __slots__ = ("_mean", "_module", "_output", "_precision", "_std", "device", "info")
+    __slots__ = ("_mean", "_module", "_output", "_precision", "_runs", "_std", "device", "info")
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class TorchModel:
             )
         self.info = info
         self.device = resolve_device(device)
-        self._module = freeze(module.to(device))
+        self._module = self._runs = freeze(module.to(device))
         self._output = output
         self._precision = precision
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1) if mean else None
@@ -117,8 +117,11 @@ class TorchModel:
         return self._module
 
     def swap(self, module: nn.Module) -> None:
-        """Use `module`, another form of the same network on the same device."""
-        self._module = module
+        """Ask `module` from now on, another form of the same network on the same device.
+
+        Activations are still those of the network as it was, whose layers have names.
+        """
+        self._runs = module
 
     def labels(self, images: Tensor) -> Tensor:
         """Return the predicted classes [N] int64; ties go to the lower class."""
@@ -166,7 +169,7 @@ class TorchModel:
 
         handles = [modules[layer].register_forward_hook(partial(keep, layer)) for layer in seen]
         try:
-            self.forward(images)
+            self._through(self._module, images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -190,10 +193,13 @@ class TorchModel:
             InputError: images of another type or shape than declared.
             OutputError: the network returns anything but one tensor.
         """
+        return self._through(self._runs, images)
+
+    def _through(self, module: nn.Module, images: Tensor) -> Tensor:
         check_images(self.info, images)
         if self._mean is not None and self._std is not None:
             images = (images - self._mean) / self._std
-        scores = self._module(images.to(self._precision))
+        scores = module(images.to(self._precision))
         if not isinstance(scores, Tensor):
             raise OutputError(
                 f"{self.info.name}: the network returns a {type(scores).__name__}, expected one "

@@ -88,6 +88,18 @@ def test_a_network_without_convolutions_and_programs_are_left_alone(tmp_path: Pa
     assert speed_up(model_of(freed)) == ()
 
 
+def test_layers_keep_their_names_and_activations_when_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **_: nn.Sequential(module))
+    model = model_of(Viewing())
+    images = torch.rand(2, *SHAPE)
+    before = model.activations(images, ["conv"])["conv"]
+    assert speed_up(model, compiled=True) == ("compiled",)
+    torch.testing.assert_close(model.activations(images, ["conv"])["conv"], before)
+    assert model.logits(images).shape == (2, 10)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
