@@ -10,7 +10,6 @@ or the machine's role, never from a spec, since specs are recorded with every re
 import hashlib
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 from pyarrow import fs
 
 from raybench.core.errors import SpecError, near_miss
+from raybench.core.objects import CREDENTIALS, connect, has_credentials
+from raybench.core.objects import SCHEMES as STORES
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -36,9 +37,7 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 2**30
-_SCHEMES = ("file", "gs", "s3")
-# Before the first slash a colon, anywhere after it an @: a secret may itself hold slashes.
-_SECRET = re.compile(r"^\w+://[^/]*:[^?]*@")
+_SCHEMES = ("file", *STORES)
 
 
 class Unreadable(Exception):  # noqa: N818 - a finding about one sample, which becomes a Failure
@@ -88,12 +87,6 @@ class File:
     mtime_ns: int
 
 
-def connect(uri: str) -> tuple[Any, str]:
-    """Return the pyarrow file system of `uri`, and the path inside it."""
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return filesystem, path
-
-
 def locate(text: str) -> Root:
     """Return the place that a path or URI names; nothing is opened.
 
@@ -107,11 +100,10 @@ def locate(text: str) -> Root:
         return Root(text=text, path=path, filesystem=fs.LocalFileSystem(), local=True)
     if scheme not in _SCHEMES:
         raise SpecError(f"{text}: no store is named {scheme!r}{near_miss(scheme, _SCHEMES)}")
-    if _SECRET.match(text):
+    if has_credentials(text):
         raise SpecError(
-            f"a {scheme}:// path must not hold credentials: specs are stored with the results. Set "
-            "them in the environment instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "GOOGLE_APPLICATION_CREDENTIALS)"
+            f"a {scheme}:// path must not hold credentials: specs are stored with the results. "
+            f"Leave them to the environment: {CREDENTIALS.get(scheme, CREDENTIALS['s3'])}"
         )
     try:
         filesystem, path = connect(text)

@@ -7,29 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from raybench.core.errors import InputError
+from raybench.core.cache import cache_folder
 
 __all__ = ["cache_folder", "exclusive", "write_whole"]
-
-
-def cache_folder(*parts: str) -> Path:
-    """Return a folder of the cache (made where absent): ``RAYBENCH_CACHE`` or ~/.cache/raybench.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    root = os.environ.get("RAYBENCH_CACHE")
-    folder = (Path(root).expanduser() if root else Path.home() / ".cache" / "raybench").joinpath(
-        *parts
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); set RAYBENCH_CACHE to a "
-            "folder that can be written"
-        ) from error
-    return folder
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,15 +7,24 @@ folders whole, and two cuts in one would show them every row twice.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from raybench.core.errors import StoreError
 from raybench.core.plan import Measurement, cut_shards
-from raybench.sinks.parts import read_footer
-from raybench.sinks.store import MANIFEST, Manifest, adopt, new_manifest, parts_in, read_manifest
+from raybench.sinks.mirror import fetch, prune, pull_measurement, store_of
+from raybench.sinks.parts import hash_file, read_footer
+from raybench.sinks.store import (
+    MANIFEST,
+    Manifest,
+    adopt,
+    inspect_shard,
+    new_manifest,
+    parts_in,
+    read_manifest,
+)
 
-__all__ = ["open_manifest"]
+__all__ = ["open_manifest", "settle"]
 
 
 def open_manifest(
@@ -23,7 +32,8 @@ def open_manifest(
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest of `measurement` brought in line with the disk, and every surprise there.
 
-    Parts of any other cut than the one kept are removed.
+    Parts of any other cut than the one kept are removed. In a mirror the folder is first brought in
+    line with the object store, and what is removed here is then removed there.
 
     Args:
         folder: the measurement's.
@@ -31,7 +41,11 @@ def open_manifest(
         ids: sample ids of its images, in order.
         shard_size: images in a shard, where nothing is stored.
         resume: keep what is stored; otherwise all of it is removed.
+
+    Raises:
+        StoreError: the object store fails.
     """
+    listed = pull_measurement(folder, parts=resume)
     notes: list[str] = []
     old: Manifest | None = None
     try:
@@ -39,6 +53,8 @@ def open_manifest(
     except StoreError as error:
         if resume and (folder / MANIFEST).exists():
             notes.append(f"{error}; the parts beside it are read again")
+    if resume and old is not None:
+        fetch(folder, {name: part["sha256"] for name, part in old.parts.items()})
     if not resume:
         for path in list(parts_in(folder)):
             path.unlink(missing_ok=True)
@@ -58,11 +74,46 @@ def open_manifest(
             run=old.run,
             stop=old.stop if resume else None,
         )
+    found = frozenset(path.name for path in parts_in(folder))
     manifest, surprises = adopt(folder, manifest)
     removed = _drop_strangers(folder, manifest)
     if removed:
         notes.append(f"{removed} parts of another shard size are removed")
+    # What has been looked at and is not kept. One that is merely absent here is no reason: another
+    # process with this mirror may have made way for a newer one.
+    prune(folder, listed & (found - set(manifest.parts)) if resume else listed)
     return manifest, [*notes, *surprises]
+
+
+def settle(folder: Path, manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """Return the manifest of a mirrored folder with the facts of what the store holds, and notes.
+
+    Two workers that computed one part at the same moment may both have written it, and where their
+    devices round otherwise the receipt says what is there no more. What is there is as good, and is
+    read whole before it counts. A part that has gone is struck out. Of any other folder the
+    manifest is returned as it is.
+
+    Raises:
+        StoreError: the object store fails.
+    """
+    if store_of(folder) is None:
+        return manifest, []
+    # Another run into the same place may have saved a manifest since, of what it has so far.
+    pull_measurement(folder, parts=True, manifest=False)
+    parts, notes = dict(manifest.parts), []
+    for shard in manifest.shards:
+        known = parts.get(shard.file)
+        if known is None:
+            continue
+        try:
+            if hash_file(folder / shard.file) == known["sha256"]:
+                continue
+            parts[shard.file] = known | asdict(inspect_shard(folder / shard.file, shard))
+            notes.append(f"{shard.file} was written twice, with other bytes; the later one counts")
+        except StoreError as error:
+            del parts[shard.file]
+            notes.append(f"{error}; it is to be computed again")
+    return replace(manifest, parts=parts), notes
 
 
 def _as_stored(

@@ -24,7 +24,9 @@ from raybench.core.keys import canonical_json
 __all__ = [
     "PartInfo",
     "commit_part",
+    "encode_part",
     "hash_file",
+    "inspect_content",
     "inspect_part",
     "read_footer",
     "read_part",
@@ -60,7 +62,7 @@ def commit_part(
         StoreError: the name is taken by a damaged file.
         OSError: the disk refused.
     """
-    content = _encode(rows, metadata)
+    content = encode_part(rows, metadata)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -81,7 +83,8 @@ def commit_part(
     )
 
 
-def _encode(rows: pa.RecordBatch, metadata: dict[str, object]) -> bytes:
+def encode_part(rows: pa.RecordBatch, metadata: dict[str, object]) -> bytes:
+    """Return the bytes of a part, which depend on `rows` and `metadata` alone."""
     floats = [
         path
         for path in _leaf_paths(rows.schema)
@@ -193,6 +196,27 @@ def inspect_part(path: Path) -> PartInfo:
         size=path.stat().st_size,
         rows=table.num_rows,
         errors=_count_errors(table),
+    )
+
+
+def inspect_content(file: str, content: bytes) -> PartInfo:
+    """Return the facts of a part called `file` whose bytes are `content`, all of it read.
+
+    Raises:
+        StoreError: it is truncated or damaged.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as source:
+            rows = source.read()
+        errors = _count_errors(rows)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise StoreError(f"{file} cannot be read: {error}") from error
+    return PartInfo(
+        file=file,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        rows=rows.num_rows,
+        errors=errors,
     )
 
 
