@@ -11,7 +11,17 @@ from typing import Protocol
 
 from raybench.core.errors import InputError
 
-__all__ = ["Event", "Outcome", "Receipt", "Resources", "Runner", "Spent", "Task", "Worker"]
+__all__ = [
+    "Event",
+    "Outcome",
+    "Receipt",
+    "Released",
+    "Resources",
+    "Runner",
+    "Spent",
+    "Task",
+    "Worker",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,6 +57,8 @@ class Receipt:
         seconds: wall time the worker spent computing (0 where the part was already there).
         paid: images sent to a model that is paid for by the query, tries that failed included; the
             rest was in its cache. None for a model that costs nothing to ask.
+        model_seconds: part of `seconds` in the model's own forward and backward passes (on CUDA:
+            of the device, by its own clock).
     """
 
     task: Task
@@ -58,6 +70,14 @@ class Receipt:
     queries: int
     seconds: float
     paid: int | None = None
+    model_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The answer of a worker that must leave before its task is done: why, on one line."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +92,13 @@ class Resources:
     """What a run may take, and when it gives up.
 
     Attributes:
-        actors: worker processes; None means one for each available core (or GPU).
+        actors: worker processes; None means one for each available core (or GPU), those of nodes
+            that join later included.
         cpus_per_actor: cores reserved, and torch threads used, by each worker.
         gpus_per_actor: GPUs reserved by each worker; fractions share a device.
         max_attempts: tries for each task before it is reported as failed.
         no_progress_s: seconds without any finished task, after which the run gives up.
+        grace_s: seconds that a worker process has left when it is told to end (SIGTERM).
         address: Ray address to join; None joins a running cluster or starts a local one.
     """
 
@@ -85,6 +107,7 @@ class Resources:
     gpus_per_actor: float = 0.0
     max_attempts: int = 3
     no_progress_s: float = 900.0
+    grace_s: float = 30.0
     address: str | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +117,7 @@ class Resources:
             (self.gpus_per_actor >= 0, "gpus_per_actor", "at least 0"),
             (self.max_attempts >= 1, "max_attempts", "at least 1"),
             (self.no_progress_s > 0, "no_progress_s", "above 0"),
+            (self.grace_s >= 0, "grace_s", "at least 0"),
         )
         for holds, name, rule in rules:
             if not holds:
@@ -104,15 +128,18 @@ class Resources:
 class Event:
     """Something a listener may show.
 
-    ``kind`` is started, done, retry, failed, spent, worker-lost or note.
+    ``kind`` is started, done, retry, failed, released (put back, no attempt charged), spent,
+    worker-lost, worker-left (it was told to end) or note.
 
-    `receipt` is set for ``done``; `text` explains every other kind.
+    `receipt` is set for ``done``; `text` explains every other kind. `worker` is the number of the
+    worker concerned, where there is one.
     """
 
     kind: str
     task: Task | None = None
     receipt: Receipt | None = None
     text: str = ""
+    worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

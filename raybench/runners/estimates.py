@@ -99,6 +99,16 @@ class Estimates:
         known.mean += (seconds - known.mean) / known.timed
         model.seconds += known.mean * known.waiting
 
+    def expected(self, task: Task, *, loading: bool) -> float | None:
+        """Return the seconds that `task` should take, or None where nothing like it was timed.
+
+        `loading`: its model has to be loaded too, which counts with what loads took so far.
+        """
+        known = self._measurements.get(task.measurement)
+        if known is None or not known.timed:
+            return None
+        return known.mean + (self._load if loading else 0.0)
+
     def patience(self) -> float:
         """Return the seconds after which a worker that stands by was told wrong."""
         return self._load + self._mean

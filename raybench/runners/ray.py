@@ -3,28 +3,29 @@
 Placement and autoscaling are Ray's; which task goes where, how often, and when to stop is the
 policy's. Actors are made with ``max_restarts=0`` and replaced from here: a restarting actor refuses
 every call, which would blame tasks that never ran. Nothing durable passes through Ray.
+
+Two signs tell that a worker ends soon: SIGTERM to its process, which `Notice` takes, and a node
+that Ray calls draining (``ray start --block`` got SIGTERM: its workers hear nothing of it).
 """
 
-import logging
 import os
-import signal
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.utils as ray_utils
-import ray._private.worker as worker_module
+import ray._private.state as ray_state
+from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
-from raybench.core.errors import InputError, Interrupted, RunError
-from raybench.core.work import Event, Outcome, Receipt, Resources, Spent, Task, Worker
-from raybench.runners.dispatch import Action, Dispatch, Start, Submit
-from raybench.runners.inprocess import attempt, describe
+from raybench.core.errors import InputError, Interrupted
+from raybench.core.work import Event, Outcome, Receipt, Released, Resources, Spent, Task, Worker
+from raybench.runners.actions import Action, Start, Stop, Submit
+from raybench.runners.dispatch import Dispatch
+from raybench.runners.inprocess import describe
+from raybench.runners.notice import SPARE_S, Notice, Reply
+from raybench.runners.ray_session import LOCAL_MARK, ray_session
 
 __all__ = ["ray_session", "run_on_ray"]
 
@@ -33,24 +34,30 @@ POLL_S = 0.25
 
 MAX_FACTORY_BYTES = 1 << 24  # a plan of a thousand models under ten evaluations takes one of them
 
-LOCAL_MARK = "raybench_local"
-"""Custom resource of the clusters started here, which nothing can grow."""
+_LOOK_S = 1.0  # between two looks at which nodes are draining
+_COUNT_S = 5.0  # between two looks at how many workers have room
 
-_QUIET: dict[str, Any] = {
-    "log_to_driver": False,
-    "logging_level": logging.ERROR,
-    "include_dashboard": False,
-}
+# How Ray tells the death of a process, or of a node, that was asked to end.
+_TOLD = ("The process receives a SIGTERM", "terminated expectedly: received SIGTERM")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A worker is made, on this node."""
+
+    node: str
 
 
 class _Actor:
     """One process that holds one worker. Loads nothing heavy until `setup`."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float) -> None:
         self._worker: Worker | None = None
+        self._notice = Notice(grace_s)
+        self._notice.install()
 
-    def setup(self, factory: bytes, path: list[str], num_threads: int) -> str | None:
-        """Make the worker; return None, or the error that prevented it."""
+    def setup(self, factory: bytes, path: list[str], num_threads: int) -> _Ready | str:
+        """Make the worker; say where, or return the error that prevented it."""
         # Appended, so that what the cluster installed or unpacked for this job comes first.
         sys.path += [entry for entry in path if entry not in sys.path and os.path.isdir(entry)]
         # Read by OpenMP, MKL and OpenBLAS when they are loaded, which the factory does first.
@@ -62,37 +69,75 @@ class _Actor:
             return describe(error)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(num_threads)
-        return None
+        return _Ready(ray.get_runtime_context().get_node_id())
 
-    def run(self, task: Task) -> Receipt | Spent | str:
-        """Return the receipt of `task`, or its error; see `attempt`."""
+    def run(self, task: Task, seconds: float | None) -> Reply:
+        """Return the receipt of `task`, or what came instead; see `Notice.run`."""
         assert self._worker is not None, "setup comes first"
-        return attempt(self._worker, task)
+        return self._notice.run(self._worker, task, seconds)
 
 
 class _Fleet:
     """The actors of one run and the calls they have not answered."""
 
     def __init__(self, factory: bytes, resources: Resources) -> None:
-        self._make = ray.remote(_Actor).options(
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=1,
-        )
+        self._make: Any = ray.remote(_Actor)
+        self._options: dict[str, Any] = {
+            "num_cpus": resources.cpus_per_actor,
+            "num_gpus": resources.gpus_per_actor,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": 1,
+        }
+        self._grace_s = resources.grace_s
         num_threads = max(1, int(resources.cpus_per_actor))
         self._setup = (ray.put(factory), [entry or os.getcwd() for entry in sys.path], num_threads)
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, tuple[int, Task | None]] = {}
+        self._nodes: dict[int, str] = {}
+        self._avoid: dict[str, float] = {}  # nodes that may end soon: until when to keep off
+        self._looked = 0.0
 
     def start(self, worker: int) -> None:
-        actor: Any = self._make.remote()
+        now = time.monotonic()
+        self._avoid = {node: until for node, until in self._avoid.items() if until > now}
+        options = self._options
+        if self._avoid:
+            # A wish: on the only node there is, a worker is better than none.
+            elsewhere: Any = {"ray.io/node-id": NotIn(*self._avoid)}  # type: ignore[no-untyped-call]
+            strategy = NodeLabelSchedulingStrategy({}, soft=elsewhere)
+            options = options | {"scheduling_strategy": strategy}
+        actor: Any = self._make.options(**options).remote(self._grace_s)
         self._actors[worker] = actor
         self._calls[actor.setup.remote(*self._setup)] = (worker, None)
 
-    def submit(self, worker: int, task: Task) -> None:
-        self._calls[self._actors[worker].run.remote(task)] = (worker, task)
+    def submit(self, worker: int, task: Task, seconds: float | None) -> None:
+        self._calls[self._actors[worker].run.remote(task, seconds)] = (worker, task)
+
+    def placed(self, worker: int, node: str) -> None:
+        """Take note of the node that `worker` is on."""
+        self._nodes[worker] = node
+
+    def shun(self, worker: int) -> None:
+        """Start no others where `worker` is, as long as its notice runs, if that can be helped."""
+        if worker in self._nodes:
+            self._avoid[self._nodes[worker]] = time.monotonic() + self._grace_s
+
+    def ending(self) -> list[tuple[int, float]]:
+        """Return (worker, seconds it has left) of those on nodes that are draining.
+
+        Asks once a second at most, and tells each of them again every time.
+        """
+        now = time.monotonic()
+        if not self._nodes or now - self._looked < _LOOK_S:
+            return []
+        self._looked = now
+        draining = _draining()
+        return [
+            (worker, _time_left(draining[node], self._grace_s))
+            for worker, node in self._nodes.items()
+            if node in draining
+        ]
 
     def wait(self, timeout: float) -> list[tuple[int, Task | None, Any]]:
         """Return (worker, task, answer) of the calls that ended; an answer may be a RayError."""
@@ -104,8 +149,9 @@ class _Fleet:
         return [(*self._calls.pop(call), _answer(call)) for call in done]
 
     def discard(self, worker: int) -> None:
-        """Forget a lost actor, and end its process should it be only out of reach."""
+        """End an actor and forget it; one that is lost may be only out of reach."""
         actor = self._actors.pop(worker, None)
+        self._nodes.pop(worker, None)
         if actor is not None:
             ray.kill(actor, no_restart=True)
 
@@ -127,6 +173,7 @@ def run_on_ray(
 
     `make_worker` is pickled and called once in each actor, so it is small (under 16 MB) and what it
     names can be imported there: the driver's working folder and ``sys.path`` are searched last.
+    With `actors` left open, nodes that join later get workers within seconds.
 
     Raises:
         InputError: the actors asked for can never be placed, or the address is of no use.
@@ -151,13 +198,22 @@ def run_on_ray(
             now=time.monotonic(),
         )
         fleet = _Fleet(factory, resources)
+        counted = time.monotonic()
         try:
             _carry_out(policy.begin(), fleet, listener)
             while todo:
                 while not policy.over:
                     _raise_if_stopped(stop)
+                    if resources.actors is None and time.monotonic() - counted > _COUNT_S:
+                        counted = time.monotonic()
+                        room = _room(resources, without=_draining())
+                        _carry_out(policy.widen(room), fleet, listener)
                     for worker, task, answer in fleet.wait(POLL_S):
                         _carry_out(_report(policy, fleet, worker, task, answer), fleet, listener)
+                    for worker, left in fleet.ending():
+                        now, why = time.monotonic(), "its node is told to end"
+                        actions = policy.leaving(worker, why, now=now, until=now + left)
+                        _carry_out(actions, fleet, listener)
                     _carry_out(policy.tick(time.monotonic()), fleet, listener)
                 outcome = policy.outcome()
                 todo = [] if more is None or outcome.gave_up else list(more(outcome))
@@ -184,16 +240,49 @@ def _report(
     policy: Dispatch, fleet: _Fleet, worker: int, task: Task | None, answer: Any
 ) -> list[Action]:
     """Tell the policy what an answer means; return what it decides."""
+    now = time.monotonic()
+    before: list[Action] = []
+    if isinstance(answer, Reply):
+        if answer.leaving:
+            fleet.shun(worker)
+            before = policy.leaving(worker, answer.leaving, now=now)
+        answer = answer.answer
     if isinstance(answer, Receipt):
-        return policy.finished(worker, answer, now=time.monotonic())
+        return before + policy.finished(worker, answer, now=now)
+    if task is not None and isinstance(answer, Released):
+        return before + policy.released(worker, task, answer.text, now=now)
     if task is not None and isinstance(answer, Spent):
-        return policy.spent(worker, task, answer.text)
+        return before + policy.spent(worker, task, answer.text)
     if task is not None and isinstance(answer, str | ray.exceptions.RayTaskError):
-        return policy.failed(worker, task, str(answer))
-    if task is None and answer is None:
+        return before + policy.failed(worker, task, str(answer))
+    if isinstance(answer, _Ready):
+        fleet.placed(worker, answer.node)
         return policy.ready(worker)
+    told = isinstance(answer, ray.exceptions.RayActorError) and _was_told(answer)
+    if told:
+        fleet.shun(worker)
     fleet.discard(worker)
-    return policy.lost(worker, answer if isinstance(answer, str) else _reason(answer))
+    reason = answer if isinstance(answer, str) else _reason(answer)
+    return policy.lost(worker, reason, told=told)
+
+
+def _was_told(error: ray.exceptions.RayActorError) -> bool:
+    """Return whether the actor died of being asked to, itself or its node: no fault of its task."""
+    return bool(error.preempted) or any(sign in str(error) for sign in _TOLD)
+
+
+def _draining() -> dict[str, int]:
+    """Return the nodes that were told to end -> when, in milliseconds of the epoch; 0: unknown."""
+    try:
+        return dict(ray_state.state.get_draining_nodes())
+    except Exception:  # noqa: BLE001 - whatever keeps Ray from answering shows in the calls
+        return {}
+
+
+def _time_left(deadline_ms: int, grace_s: float) -> float:
+    """Return the seconds until a node ends, some kept for answers; clocks of nodes may differ."""
+    left = deadline_ms / 1000 - time.time() if deadline_ms > 0 else grace_s
+    return max(0.0, left - SPARE_S)
 
 
 def _carry_out(actions: list[Action], fleet: _Fleet, listener: Callable[[Event], None]) -> None:
@@ -201,7 +290,9 @@ def _carry_out(actions: list[Action], fleet: _Fleet, listener: Callable[[Event],
         if isinstance(action, Start):
             fleet.start(action.worker)
         elif isinstance(action, Submit):
-            fleet.submit(action.worker, action.task)
+            fleet.submit(action.worker, action.task, action.seconds)
+        elif isinstance(action, Stop):
+            fleet.discard(action.worker)
         else:
             listener(action)
 
@@ -230,9 +321,7 @@ def _num_actors(
     cpus, gpus = resources.cpus_per_actor, resources.gpus_per_actor
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"gpus_per_actor above 1 must be a whole number, found {gpus:g}")
-    alive = (node for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in alive]
-    places = sum(_places(node, cpus, gpus) for node in nodes)
+    places = _room(resources)
     asked = resources.actors or max(1, places)
     if num_tasks is not None:
         asked = min(asked, num_tasks)
@@ -240,7 +329,7 @@ def _num_actors(
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         text = (
             f"{asked} worker(s) of {cpus:g} CPU and {gpus:g} GPU each do not fit: the cluster has "
-            f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU on {len(nodes)} node(s), "
+            f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU on {len(_alive())} node(s), "
             f"room for {places}"
         )
         if LOCAL_MARK in has:
@@ -249,166 +338,18 @@ def _num_actors(
     return asked
 
 
+def _room(resources: Resources, *, without: Container[str] = ()) -> int:
+    """Return how many workers fit on the nodes there are, whatever else is at work on them."""
+    cpus, gpus = resources.cpus_per_actor, resources.gpus_per_actor
+    nodes = (node["Resources"] for node in _alive() if node["NodeID"] not in without)
+    return sum(_places(node, cpus, gpus) for node in nodes)
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
 def _places(node: dict[str, float], cpus: float, gpus: float) -> int:
     """Return how many actors fit on a node; the margin absorbs sums of fractions like 0.1."""
     fits = int(node.get("CPU", 0) / cpus + 1e-6)
     return min(fits, int(node.get("GPU", 0) / gpus + 1e-6)) if gpus else fits
-
-
-@contextmanager
-def ray_session(resources: Resources) -> Iterator[None]:
-    """Hold a connection to Ray, and leave Ray as it was found.
-
-    A process that is connected already stays so. Otherwise this joins ``resources.address`` or
-    RAY_ADDRESS ("auto": whatever runs on this machine; "local": always a fresh cluster), else the
-    cluster that ``ray start`` left here, else it starts a local cluster and ends that one on exit.
-    A handler of SIGTERM set before is set again, since Ray puts its own in its place.
-
-    Raises:
-        InputError: no cluster answers at the address given, or it is not of that kind.
-        Interrupted: SIGTERM came while Ray was starting; the exit code is 143.
-        RunError: a local cluster did not start, twice.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    with _stdout_kept():
-        yield from _session(resources)
-
-
-def _session(resources: Resources) -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    with _sigterm_raises():
-        _connect(resources)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _stdout_kept() -> Iterator[None]:
-    """Send what Ray prints of the cluster's troubles to stderr: stdout is for results.
-
-    Ray has no setting for it: its listener prints on stdout whatever ``log_to_driver`` says.
-    """
-    before = worker_module.print_to_stdstream
-
-    def on_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
-        before({**data, "is_err": True}, ignore_prefix)
-
-    worker_module.print_to_stdstream = on_stderr
-    try:
-        yield
-    finally:
-        worker_module.print_to_stdstream = before
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM an `Interrupted` while Ray starts, then set the handler of before again.
-
-    ``ray.init`` puts in its own handler, which exits; code in Ray's start-up that catches
-    everything may swallow that, and the process would go on as if nobody had asked. So Ray's
-    handler waits until the start is over, and stays only where nobody had set another.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    set_handler = ray_utils.set_sigterm_handler
-    seen: list[int] = []
-    rays: list[Callable[[int, FrameType | None], Any]] = []
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        if callable(before):
-            before(number, frame)
-        raise SystemExit(number)
-
-    signal.signal(signal.SIGTERM, on_sigterm)
-    ray_utils.set_sigterm_handler = rays.append
-    try:
-        yield
-    except BaseException:
-        if not seen:
-            raise
-    finally:
-        ray_utils.set_sigterm_handler = set_handler
-        signal.signal(signal.SIGTERM, before)
-    if seen:
-        ray.shutdown()
-        raise Interrupted(128 + signal.SIGTERM)
-    if before == signal.SIG_DFL and rays:
-        signal.signal(signal.SIGTERM, rays[-1])
-
-
-def _connect(resources: Resources) -> None:
-    """Join the cluster that is named or running, or start one."""
-    named = resources.address or os.environ.get("RAY_ADDRESS") or None
-    left_here = ray_utils.read_ray_address()
-    if named is None and left_here and _unreachable(left_here) is None:
-        _join(None, f"the cluster that 'ray start' left here, {left_here!r}")
-    elif named is None or named == "local":
-        _start_local()
-    else:
-        source = f"{'the address' if resources.address else 'RAY_ADDRESS'} {named!r}"
-        if "://" in named:
-            raise InputError(
-                f"{source} is not a cluster's own address: give HOST:PORT as printed by "
-                "'ray start', or send the run to the cluster with 'ray job submit'"
-            )
-        trouble = None if named == "auto" else _unreachable(named)
-        if trouble:
-            raise _no_cluster(source, trouble)
-        _join(named, source)
-
-
-def _join(address: str | None, source: str) -> None:
-    try:
-        ray.init(address=address, **_QUIET)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        ray.shutdown()
-        raise _no_cluster(source, _first_line(error)) from error
-
-
-def _unreachable(address: str) -> str | None:
-    """Return why nobody answers at HOST:PORT, else None. Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return "expected HOST:PORT"
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        return str(error)
-    return None
-
-
-def _no_cluster(source: str, trouble: str) -> InputError:
-    return InputError(
-        f"no Ray cluster could be joined at {source} ({trouble}); start one with "
-        "'ray start --head', or give the address 'local' to start one for this run"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """Return the exception's kind and first line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-def _start_local() -> None:
-    """Start a cluster on this machine; a raylet that aborts at its start gets a second try."""
-    for last in (False, True):
-        try:
-            ray.init(address="local", resources={LOCAL_MARK: 1}, **_QUIET)
-        except Exception as error:  # a node that times out raises Exception itself
-            ray.shutdown()
-            if last:
-                raise RunError(
-                    f"Ray did not start on this machine ({_first_line(error)}); its logs are "
-                    "under ray/session_latest/logs in the temporary folder"
-                ) from error
-        else:
-            return

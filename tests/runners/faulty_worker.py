@@ -60,8 +60,43 @@ class ThreadsWorker(FaultyWorker):
         return replace(super().__call__(task), file=os.environ["OMP_NUM_THREADS"])
 
 
+@dataclass(frozen=True)
+class TimedWorker(FaultyWorker):
+    """Says how long it takes, so that the driver learns.
+
+    Shards from 100 on take no time; those in `waits` wait until another has begun elsewhere.
+    """
+
+    waits: frozenset[int] = frozenset()
+
+    def __call__(self, task: Task) -> Receipt:
+        quick = replace(self, seconds=0.0) if task.shard >= 100 else self
+        begun = time.monotonic()
+        receipt = FaultyWorker.__call__(quick, task)
+        while task.shard in self.waits and len({pid for _, _, pid in calls(Path(self.folder))}) < 2:
+            time.sleep(0.05)
+        return replace(receipt, seconds=time.monotonic() - begun)
+
+
+class MeasuredWorker(FaultyWorker):
+    """Answers with round figures."""
+
+    def __call__(self, task: Task) -> Receipt:
+        figures = {"rows": 10, "errors": 1, "queries": 1000, "seconds": 2.0, "model_seconds": 1.5}
+        return replace(super().__call__(task), **figures)
+
+
 def make_none() -> FaultyWorker:
     raise LookupError("no weights under that name")
+
+
+def make_slowly(folder: str, seconds: float) -> FaultyWorker:
+    """Take a while the first time, and say which process does, in ``made``."""
+    made = Path(folder, "made")
+    if not made.exists():
+        made.write_text(str(os.getpid()))
+        time.sleep(seconds)
+    return FaultyWorker(folder)
 
 
 def make_dead() -> FaultyWorker:

@@ -5,14 +5,22 @@ import math
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybench.core.work import Event, Outcome, Receipt, Task
-from raybench.runners.dispatch import MAX_LOSSES, Action, Dispatch, Start, Submit
+from raybench.runners.dispatch import (
+    MAX_LOSSES,
+    MAX_RELEASES,
+    Action,
+    Dispatch,
+    Start,
+    Stop,
+    Submit,
+)
 
 
 def receipt(task: Task) -> Receipt:
@@ -32,6 +40,8 @@ class World:
     dies_at_start: float = 0.0
     stray: float = 0.0
     hangs: float = 0.0
+    told: float = 0.0  # to end, half through a task, within `grace`
+    grace: float = 0.3
     raising: frozenset[Task] = frozenset()
     killing: frozenset[Task] = frozenset()
     bad_from: int = 1 << 60  # the first worker of those that cannot be started
@@ -60,8 +70,9 @@ class Simulation:
         for _ in range(100_000):
             if self.policy.over:
                 return self.policy.outcome()
-            if not self.queue or self.queue[0][0] > self.now + 1:
-                self.now += 1
+            step = 0.25 if self.world.told else 1.0
+            if not self.queue or self.queue[0][0] > self.now + step:
+                self.now += step
                 self.carry_out(self.policy.tick(self.now))
                 continue
             self.now, _, kind, worker, task = heapq.heappop(self.queue)
@@ -78,6 +89,8 @@ class Simulation:
                 self.start(action.worker)
             elif isinstance(action, Submit):
                 self.submit(action.worker, action.task)
+            elif isinstance(action, Stop):
+                self.end(action.worker)
             else:
                 self.events.append(action)
                 if action.kind in ("done", "failed"):
@@ -99,6 +112,8 @@ class Simulation:
         if self.residents.setdefault(worker, [])[-1:] != [task.resident]:
             self.residents[worker].append(task.resident)
         rng, world = self.world.rng, self.world
+        if rng.random() < world.told:
+            self.later(world.seconds / 2, "told", worker)
         if rng.random() < world.hangs:
             return
         if task in world.killing or rng.random() < world.dies:
@@ -121,13 +136,13 @@ class Simulation:
         if kind == "ready":
             self.ready.add(worker)
             self.carry_out(self.policy.ready(worker))
+        elif kind == "told":
+            notice = self.policy.leaving(
+                worker, "told", now=self.now, until=self.now + self.world.grace
+            )
+            self.carry_out(notice)
         elif kind == "lost" and worker in self.alive:
-            for group in (self.alive, self.ready):
-                group.discard(worker)
-            self.busy.pop(worker, None)
-            # Nothing a dead worker was doing is answered, but for the strays above.
-            self.queue = [e for e in self.queue if e[3] != worker or self.is_stray(e)]
-            heapq.heapify(self.queue)
+            self.end(worker)
             self.carry_out(self.policy.lost(worker, "gone"))
         elif kind in ("lost", "lost-twice"):
             if worker not in self.alive:
@@ -136,9 +151,21 @@ class Simulation:
             if self.busy.get(worker) == task:
                 del self.busy[worker]
             if kind == "finished":
-                self.carry_out(self.policy.finished(worker, receipt(task), now=self.now))
+                # Timings are told only where they matter: most tests want a policy without any.
+                seconds = self.world.seconds if self.world.told else 0.0
+                done = replace(receipt(task), seconds=seconds)
+                self.carry_out(self.policy.finished(worker, done, now=self.now))
             else:
                 self.carry_out(self.policy.failed(worker, task, "raised"))
+
+    def end(self, worker: int) -> None:
+        assert worker in self.alive, "ended twice"
+        for group in (self.alive, self.ready):
+            group.discard(worker)
+        self.busy.pop(worker, None)
+        # Nothing a dead worker was doing is answered, but for the strays above.
+        self.queue = [e for e in self.queue if e[3] != worker or self.is_stray(e)]
+        heapq.heapify(self.queue)
 
     def is_stray(self, entry: tuple[float, int, str, int, Task | None]) -> bool:
         return entry[2] == "lost-twice" or (entry[2] == "finished" and self.world.stray > 0)
@@ -172,6 +199,8 @@ chance = st.sampled_from([0.0, 0.1, 0.5, 0.95])
     dies_at_start=chance,
     stray=chance,
     hangs=st.sampled_from([0.0, 0.0, 0.05]),
+    told=chance,
+    grace=st.sampled_from([0.0, 0.3, 2.0]),
 )
 def test_whatever_happens_each_task_gets_at_most_one_verdict_and_the_run_ends(
     models: int, shards: int, slots: int, attempts: int, seed: int, **odds: float
@@ -184,7 +213,9 @@ def test_whatever_happens_each_task_gets_at_most_one_verdict_and_the_run_ends(
     assert all(found.task == task for task, found in outcome.receipts.items())
     decided = outcome.receipts.keys() | outcome.failures.keys()
     assert simulation.verdicts == Counter(decided)
-    assert max(simulation.submits.values(), default=0) <= attempts
+    released = Counter(e.task for e in simulation.events if e.kind == "released")
+    assert max(released.values(), default=0) <= MAX_RELEASES
+    assert all(count <= attempts + released[task] for task, count in simulation.submits.items())
     if outcome.gave_up is None:
         assert decided == set(tasks)
     else:
@@ -262,7 +293,7 @@ def test_failures_carry_the_last_error() -> None:
     assert policy.begin() == [Start(worker=0)]
     assert Submit(worker=0, task=task) in policy.ready(0)
     again = policy.failed(0, task, "first")
-    assert again[0] == Event(kind="retry", task=task, text="attempt 1 of 2 failed: first")
+    assert again[0] == Event(kind="retry", task=task, text="attempt 1 of 2 failed: first", worker=0)
     assert Submit(worker=0, task=task) in again
     last = policy.lost(0, "second")
     assert [event.kind for event in last if isinstance(event, Event)] == ["worker-lost", "failed"]
