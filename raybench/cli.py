@@ -17,6 +17,7 @@ import typer
 
 from raybench.config import AttackConfig, RunConfig, ScoreConfig
 from raybench.core.errors import BudgetSpentError, InputError, Interrupted, RaybenchError
+from raybench.core.mirrors import shown
 from raybench.options import Json, Quiet, configured
 
 __all__ = ["app", "invoke", "main", "run_job"]
@@ -28,7 +29,9 @@ app = typer.Typer(
     help="Robustness evaluation of image classifiers in batches, on Ray.",
 )
 
-Dir = Annotated[Path, typer.Argument(help="A folder that raybench wrote.")]
+Dir = Annotated[
+    Path, typer.Argument(help="A folder that raybench wrote, or its s3:// or gs:// address.")
+]
 Out = Annotated[Path, typer.Option(help="Output folder.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help=ScoreConfig.model_fields["tracking_uri"].description)
@@ -36,6 +39,7 @@ TrackingUri = Annotated[
 Experiment = Annotated[
     str | None, typer.Option(help=ScoreConfig.model_fields["experiment"].description)
 ]
+Log = Annotated[str | None, typer.Option(help=ScoreConfig.model_fields["log"].description)]
 Baseline = Annotated[
     str | None, typer.Option(help=ScoreConfig.model_fields["baseline"].description)
 ]
@@ -58,15 +62,17 @@ def run_job(config: RunConfig, *, as_json: bool = False, quiet: bool = False) ->
     from raybench.driver import execute
     from raybench.job import build_job
     from raybench.signals import StopFlag, catch_signals
+    from raybench.sinks.logs import log_lines
     from raybench.sinks.mlflow import ui_command
 
     display = make_display(quiet=quiet)
     flag = StopFlag()
-    with catch_signals(flag, at_once=True):
-        job = build_job(config, display.note)
-    for note in job.notes:
-        display.note(note)
-    run = execute(job, config, display, flag)
+    with log_lines(config.log):
+        with catch_signals(flag, at_once=True):
+            job = build_job(config, display.note)
+        for note in job.notes:
+            display.note(note)
+        run = execute(job, config, display, flag)
     _print_tables(run.tables, as_json=as_json)
     for model, shard, error in run.failures:
         print(f"failed: {model} shard {shard}: {error}", file=sys.stderr)
@@ -75,7 +81,7 @@ def run_job(config: RunConfig, *, as_json: bool = False, quiet: bool = False) ->
     if run.gave_up:
         print(f"gave up: {run.gave_up}", file=sys.stderr)
     if not as_json:
-        print(f"\nresults: {run.out}")
+        print(f"\nresults: {shown(run.out)}")
         for path in run.files:
             if path.suffix == ".png":
                 print(f"figure:  {path}")
@@ -159,11 +165,13 @@ def refresh(
     actors: Annotated[str | None, typer.Option(help="Worker processes, or auto.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join, or local.")] = None,
     tracking_uri: TrackingUri = None,
+    log: Log = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Bring a leaderboard of many models and datasets up to date, in one run."""
     from raybench.refresh.command import run_refresh
+    from raybench.sinks.logs import log_lines
 
     given = {
         "out": out,
@@ -172,7 +180,20 @@ def refresh(
         "address": address,
         "tracking_uri": tracking_uri,
     }
-    return run_refresh(file, given, _print_tables, rehash=rehash, as_json=as_json, quiet=quiet)
+    with log_lines(log):
+        return run_refresh(file, given, _print_tables, rehash=rehash, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def status(folder: Dir, as_json: Json = False) -> int:
+    """Say how far a run has come, from any machine that sees its results."""
+    from raybench.sinks.mirror import mirrored
+    from raybench.status import look
+
+    with mirrored(folder, _warn) as out:
+        found = look(out, shown(out))
+    print(json.dumps(found.as_json()) if as_json else found.as_text())
+    return found.exit_code
 
 
 @app.command()
@@ -185,8 +206,10 @@ def show(
     """Print the ranked tables and draw the figures again from stored results."""
     from raybench.publish_all import publish_stored
     from raybench.reports.agreement import agreement_text
+    from raybench.sinks.mirror import mirrored
 
-    stored = publish_stored(folder, baseline, rank_by.value, _warn)
+    with mirrored(folder, _warn, reports=True) as out:
+        stored = publish_stored(out, baseline, rank_by.value, _warn)
     _print_tables([table for view in stored.views for table in view.tables], as_json=as_json)
     if not as_json:
         print(agreement_text(stored.agreements), end="")
@@ -204,8 +227,10 @@ def report(
 ) -> int:
     """Write one HTML page of everything stored, with figures, JSON, CSV, Markdown, model cards."""
     from raybench.report import write_report
+    from raybench.sinks.mirror import mirrored
 
-    written = write_report(folder, baseline, rank_by.value, _warn)
+    with mirrored(folder, _warn, reports=True) as out:
+        written = write_report(out, baseline, rank_by.value, _warn)
     if as_json:
         files = [str(path) for path in written.files]
         print(json.dumps({"page": str(written.page), "files": files}))
@@ -229,32 +254,34 @@ def verify(
     from raybench.repair import repair as repair_parts
     from raybench.repair import verify_all
     from raybench.signals import StopFlag
+    from raybench.sinks.mirror import mirrored
 
-    verdicts = verify_all(folder)
-    if repair and not all(verdict.sound for verdict in verdicts):
-        display = make_display()
-        repair_parts(
-            folder,
-            verdicts,
-            display,
-            StopFlag(),
-            display.note,
-            tracking_uri=tracking_uri,
-            runner=runner,
-        )
-        verdicts = verify_all(folder)
+    with mirrored(folder, _warn, parts=True, anew=True, reports=repair) as out:
+        verdicts = verify_all(out)
+        if repair and not all(verdict.sound for verdict in verdicts):
+            display = make_display()
+            repair_parts(
+                out,
+                verdicts,
+                display,
+                StopFlag(),
+                display.note,
+                tracking_uri=tracking_uri,
+                runner=runner,
+            )
+            verdicts = verify_all(out)
     if as_json:
         print(
             json.dumps(
                 {
                     "sound": all(v.sound for v in verdicts),
-                    "measurements": [v.as_json() for v in verdicts],
+                    "measurements": [v.as_json() | {"folder": shown(v.folder)} for v in verdicts],
                 }
             )
         )
     else:
         for v in verdicts:
-            print(v.as_text())
+            print(shown(out, v.as_text()))
     return 0 if all(verdict.sound for verdict in verdicts) else 3
 
 
@@ -268,15 +295,17 @@ def sync(
 ) -> int:
     """Push every complete measurement to MLflow, from the stored results alone."""
     from raybench.publish_all import sync as push
+    from raybench.sinks.mirror import mirrored
 
-    where = push(
-        folder,
-        tracking_uri=tracking_uri,
-        experiment=experiment,
-        baseline=baseline,
-        rank_by=rank_by.value,
-        say=_warn,
-    )
+    with mirrored(folder, _warn) as out:
+        where = push(
+            out,
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+            baseline=baseline,
+            rank_by=rank_by.value,
+            say=_warn,
+        )
     print(f"pushed to {where}")
     return 0
 

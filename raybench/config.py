@@ -16,6 +16,7 @@ from pydantic import (
 
 from raybench.core.catalog import SUITES
 from raybench.core.errors import InputError, near_miss
+from raybench.core.mirrors import local_name
 from raybench.core.spec import parse
 from raybench.core.work import Resources
 
@@ -24,8 +25,8 @@ __all__ = [
     "RunConfig",
     "ScoreConfig",
     "load_config",
-    "local_folder",
     "make_config",
+    "results_folder",
 ]
 
 # The paper's fill and output on grid cells, which exist at every image size, and the flip radius,
@@ -47,20 +48,46 @@ class RunConfig(BaseModel):
     data: str = Field(description="Dataset spec, for example digits or imagenet:/data/val.")
     n: int = Field(1000, ge=1, description="Number of images (all where there are fewer).")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
-    out: Path = Field(Path("results"), description="Output folder.")
+    out: Path = Field(
+        Path("results"), description="Output folder, or s3://bucket/prefix or gs://bucket/prefix."
+    )
     tracking_uri: str | None = Field(
-        None, description="MLflow tracking URI; without it, a sqlite store in the output folder."
+        None,
+        description="MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a sqlite store in "
+        "the output folder.",
     )
     experiment: str | None = Field(None, description="MLflow experiment; by default the dataset.")
     actors: Literal["auto"] | int = Field("auto", description="Worker processes, or auto.")
     cpus_per_actor: int = Field(1, ge=1, description="Cores (and torch threads) of each worker.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each worker; fractions share.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run.")
+    exact: bool = Field(
+        False,
+        description="Take the plain, slower way through models and regressions: the fast one "
+        "differs by rounding alone.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile each model with torch.compile first: up to a minute a model, for "
+        "large ones on GPUs.",
+    )
     shard_size: int = Field(16, ge=1, le=4096, description="Images in one shard.")
     batch_size: int = Field(0, ge=0, description="Queries in one forward call; 0 chooses.")
     max_attempts: int = Field(3, ge=1, description="Tries for each shard.")
     no_progress_s: float = Field(
         3600.0, gt=0, description="Seconds without a finished shard after which a run gives up."
+    )
+    grace_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that a worker has left when it is told to end (SIGTERM).",
+    )
+    log: str | None = Field(
+        None,
+        min_length=1,
+        description="Append what happens to this file, a JSON object a line; - is stderr. Workers "
+        "then log to Ray's logs, too.",
     )
     address: str | None = Field(
         None, description="Ray cluster to join (HOST:PORT), or local; by default RAY_ADDRESS."
@@ -104,10 +131,16 @@ class RunConfig(BaseModel):
         parse(value)
         return value
 
-    @field_validator("out")
+    @model_validator(mode="after")
+    def _one_way(self) -> "RunConfig":
+        if self.exact and self.compile:
+            raise ValueError("exact takes the plain way, which is not compiled: give one of them")
+        return self
+
+    @field_validator("out", mode="before")
     @classmethod
-    def _local(cls, value: Path) -> Path:
-        return local_folder(value)
+    def _place(cls, value: object) -> object:
+        return results_folder(value)
 
     def resources(self) -> Resources:
         """Return the resources of the run."""
@@ -117,6 +150,7 @@ class RunConfig(BaseModel):
             gpus_per_actor=self.gpus_per_actor,
             max_attempts=self.max_attempts,
             no_progress_s=self.no_progress_s,
+            grace_s=self.grace_s,
             address=self.address,
         )
 
@@ -245,11 +279,13 @@ class AttackConfig(RunConfig):
         return tuple(dict.fromkeys((*SUITES.get(self.suite or "", ()), *self.attack)))
 
 
-def local_folder(value: Path) -> Path:
-    """Return a folder for results as it is; ValueError where it names an object store."""
-    if ":/" in str(value):
-        raise ValueError("expected a local folder (object stores hold data, not results)")
-    return value
+def results_folder(value: object) -> object:
+    """Return the local folder of results: an address of an object store becomes its mirror.
+
+    Raises:
+        InputError: an address that cannot be one of results.
+    """
+    return local_name(value) if isinstance(value, str | Path) else value
 
 
 def _as_list(value: object) -> object:

@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 
 from raybench.core.catalog import model_schemes
+from raybench.core.errors import InputError
+from raybench.core.mirrors import local_name, shown
 from raybench.job import library_versions
+from raybench.sinks.mirror import ready_to_write
 
 __all__ = ["Check", "examine"]
 
@@ -30,7 +33,7 @@ def examine(out: Path) -> list[Check]:
     checks.append(Check("cpu", True, f"{cores} cores"))
     checks.append(_devices())
     checks.append(_ray())
-    checks.append(_writable("output folder", out))
+    checks.append(_output(out))
     cache = Path(os.environ.get("RAYBENCH_CACHE", Path.home() / ".cache" / "raybench"))
     checks.append(_writable("cache folder", cache))
     for name, entry in sorted(model_schemes().items()):
@@ -54,6 +57,17 @@ def _ray() -> Check:
     if address:
         return Check("ray", True, f"will join the cluster at {address} (RAY_ADDRESS)")
     return Check("ray", True, "a local cluster is started for each run that has work to do")
+
+
+def _output(out: Path) -> Check:
+    """Look whether results can be written; an object store is asked."""
+    try:
+        folder = local_name(out)
+        if not ready_to_write(folder):
+            return _writable("output folder", folder)
+    except InputError as error:
+        return Check("output folder", False, str(error))
+    return Check("output folder", True, f"{shown(folder)} can be written; its mirror is {folder}")
 
 
 def _writable(what: str, folder: Path) -> Check:

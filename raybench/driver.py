@@ -6,7 +6,6 @@ back from the parts, so that a score printed, logged or shown later is the same 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,25 +13,31 @@ from typing import Protocol, TypeVar
 from raybench.book import Book
 from raybench.config import RunConfig, ScoreConfig
 from raybench.core.errors import InputError, Interrupted
+from raybench.core.mirrors import shown
 from raybench.core.plan import Measurement, Plan
 from raybench.core.results import ScoreTable
 from raybench.core.robustness import AttackTable
 from raybench.core.types import DatasetInfo, ModelInfo
 from raybench.core.work import Event, Outcome, Resources, Task
 from raybench.costs import cost_notes, spent_models
+from raybench.heartbeat import Heartbeat, heartbeat, started
 from raybench.job import Job, library_versions, merge_plans, result_folders
+from raybench.logs import LoggedDisplay, logging_is_on
 from raybench.publish import Published, publish_scores
 from raybench.publish_attacks import publish_attacks
 from raybench.reports.summary import summarise
-from raybench.reports.truth import save_labels
+from raybench.reports.truth import labels_path, save_labels
 from raybench.runners.inprocess import run_in_process
 from raybench.runners.worker import WorkerFactory
 from raybench.sequential import Rounds, rounds_of
 from raybench.signals import StopFlag, catch_signals
 from raybench.sinks.cuts import open_manifest
 from raybench.sinks.headlines import run_name, run_params
+from raybench.sinks.logs import log_fields
+from raybench.sinks.mirror import push, reports_sent, store_of
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker
 from raybench.sinks.store import Manifest, save_manifest
+from raybench.sinks.tracking import chosen_uri
 
 __all__ = [
     "Computed",
@@ -47,6 +52,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_MLFLOW_STAYS = (
+    "MLflow: no server is named, and its own database cannot be in an object store: the runs are "
+    "in {out}/mlflow.db on this machine. --tracking-uri or MLFLOW_TRACKING_URI names a server; "
+    "'raybench sync {uri}' pushes them there later"
+)
 
 
 class Display(Protocol):
@@ -137,6 +148,7 @@ def open_manifests(
     say: Callable[[str], None],
     compares: bool = True,
     whole: bool = False,
+    run: str = "",
 ) -> list[Manifest]:
     """Return the manifest of each measurement, brought in line with the disk and saved.
 
@@ -147,9 +159,10 @@ def open_manifests(
         compares: the job's models are compared, and its baseline is what later tables go by.
             Otherwise what is stored of that stays, as when one model is repaired.
         whole: every image is asked for; otherwise what a sequential run stopped at stays.
+        run: when the run began; by default it begins now.
     """
     manifests = []
-    environment, run = library_versions(), datetime.now(UTC).isoformat(timespec="microseconds")
+    environment, run = library_versions(), run or started()
     for measurement, folder in zip(job.plan.measurements, result_folders(job), strict=True):
         manifest, notes = open_manifest(
             folder, measurement, job.dataset.ids, job.plan.shard_size, resume=resume
@@ -242,12 +255,43 @@ def compute(
         Interrupted: as for `execute`.
         RunError: no worker could be made at all.
     """
-    plan = merge_plans(jobs)
+    plan, run = merge_plans(jobs), started()
     out = Path(plan.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out {out} cannot be made: {error}") from error
+    log = LoggedDisplay(display, plan, run)
+    keys = [measurement.key for measurement in plan.measurements]
+    try:
+        with log_fields(run=run), heartbeat(out, run, keys) as beat:
+            done = _compute(
+                jobs, plan, means, log, flag, publish, experiments, compares, rounds, run, beat
+            )
+    except Interrupted as error:
+        log.over("interrupted", str(error))
+        raise
+    except BaseException as error:
+        log.over("failed", f"{type(error).__name__}: {error}")
+        raise
+    log.over("finished")
+    return done
+
+
+def _compute(
+    jobs: Sequence[Job],
+    plan: Plan,
+    means: Means,
+    display: LoggedDisplay,
+    flag: StopFlag,
+    publish: Callable[[Computed], T],
+    experiments: Sequence[str],
+    compares: bool,
+    rounds: Rounds | None,
+    run: str,
+    beat: Heartbeat,
+) -> T:
+    out = Path(plan.out)
     trackers: list[Tracker | None] = []
     book: Book | None = None
     # Signals are caught throughout: while shards run they set a flag, which the runner heeds after
@@ -261,12 +305,15 @@ def compute(
                     say=display.note,
                     compares=compares,
                     whole=compares and rounds is None,
+                    run=run,
                 )
                 for job in jobs
             ]
             manifests = [manifest for several in opened for manifest in several]
             for job in jobs:
                 _keep_labels(job)
+            if store_of(out) is not None and chosen_uri(means.tracking_uri) is None:
+                display.note(_MLFLOW_STAYS.format(out=out, uri=shown(out)))
             trackers.extend(_open_tracker(means, name, out, display.note) for name in experiments)
             tasks = (
                 rounds.tasks(manifests, Outcome()) if rounds else _missing_tasks(plan, manifests)
@@ -277,24 +324,29 @@ def compute(
                 for _ in job.plan.measurements
             ]
             book = Book(plan, manifests, owners)
-            _begin(display, plan, manifests)
+            display.trackers = owners
             for job, tracker in zip(jobs, trackers, strict=True):
                 if tracker is not None and tasks:
                     _start_runs(tracker, job)
-        listen = _listener(display, book)
+            _begin(display, plan, manifests)
+        listen = _listener(display, book, beat)
         stop = partial(_stopped, plan, book, trackers)
-        more = partial(_next_round, rounds, book) if rounds else None
-        outcome = _run(means, plan, tasks, listen, flag, stop, more) if tasks else Outcome()
+        more = partial(_next_round, rounds, book, display) if rounds else None
+        factory = WorkerFactory(plan, log_run=run if logging_is_on() else "")
+        outcome = _run(means, factory, tasks, listen, flag, stop, more) if tasks else Outcome()
         if flag.code is not None:
             raise Interrupted(flag.code)
         with catch_signals(flag, at_once=True):
+            for note in book.settle():
+                display.note(note)
             book.close(outcome)
             if rounds is not None and outcome.gave_up is None:
                 rounds.finish(book.manifests, outcome)
             display.end()
             for note in cost_notes(plan, outcome):
                 display.note(note)
-            return publish(Computed(plan=plan, outcome=outcome, trackers=tuple(trackers)))
+            with reports_sent(out, display.note):
+                return publish(Computed(plan=plan, outcome=outcome, trackers=tuple(trackers)))
     except (Interrupted, KeyboardInterrupt) as error:
         _stopped(plan, book, trackers)
         display.end()
@@ -323,43 +375,50 @@ def _begin(display: Display, plan: Plan, manifests: Sequence[Manifest]) -> None:
     display.begin(plan.measurements, shards, done)
 
 
-def _listener(display: Display, book: Book) -> Callable[[Event], None]:
+def _listener(display: Display, book: Book, beat: Heartbeat) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         display.event(event)
-        if event.receipt is not None:
-            book.enter(event.receipt)
+        beat.hear(event)
+        book.hear(event)
 
     return listen
 
 
 def _run(
     means: Means,
-    plan: Plan,
+    factory: WorkerFactory,
     tasks: Sequence[Task],
     listen: Callable[[Event], None],
     flag: StopFlag,
     stopped: Callable[[], None],
     more: Callable[[Outcome], Sequence[Task]] | None,
 ) -> Outcome:
-    factory = WorkerFactory(plan)
     resources = means.resources()
     if means.runner == "local":
         with catch_signals(flag):
             return run_in_process(factory, tasks, resources, listener=listen, stop=flag, more=more)
     # Importing Ray takes seconds, which a run with nothing left to do should not pay.
     from raybench.runners.ray import ray_session, run_on_ray
+    from raybench.runners.ray_metrics import Meter
 
     # Entered before Ray starts, so that its end is covered too; Ray leaves the handler as it was.
     with catch_signals(flag), ray_session(resources):
+        meter = Meter([(m.model.name, m.evaluation.canonical()) for m in factory.plan.measurements])
+
+        def both(event: Event) -> None:
+            listen(event)
+            meter(event)
+
         try:
-            return run_on_ray(factory, tasks, resources, listener=listen, stop=flag, more=more)
+            return run_on_ray(factory, tasks, resources, listener=both, stop=flag, more=more)
         except Interrupted:
             stopped()  # now: leaving Ray takes seconds that a stopped job may not have
             raise
 
 
-def _next_round(rounds: Rounds, book: Book, outcome: Outcome) -> list[Task]:
-    book.save()
+def _next_round(rounds: Rounds, book: Book, display: Display, outcome: Outcome) -> list[Task]:
+    for note in book.settle():
+        display.note(note)
     return rounds.tasks(book.manifests, outcome)
 
 
@@ -380,6 +439,7 @@ def _keep_labels(job: Job) -> None:
         labels = job.dataset.labels(job.dataset.ids)
         if labels is not None:
             save_labels(Path(job.plan.out), info, job.dataset.ids, labels)
+            push(labels_path(Path(job.plan.out), info))
 
 
 def _open_tracker(

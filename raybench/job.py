@@ -1,5 +1,6 @@
 """From a configuration to checked work: every mistake is found here, before a device is taken."""
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,17 +11,21 @@ import numpy as np
 import torch
 
 from raybench.config import AttackConfig, RunConfig, ScoreConfig
+from raybench.core.cache import cache_path
 from raybench.core.catalog import open_dataset
 from raybench.core.errors import InputError
 from raybench.core.keys import digest
-from raybench.core.plan import Evaluation, Measurement, Plan, cut_shards
+from raybench.core.mirrors import address_of
+from raybench.core.plan import Evaluation, Measurement, Plan
 from raybench.core.spec import parse
-from raybench.core.types import Dataset, ModelInfo, Shard
+from raybench.core.types import Dataset, ModelInfo
 from raybench.evaluations.attack_spec import parse_attack
 from raybench.evaluations.attack_table import ATTACKS
+from raybench.evaluations.lime import LimeEvaluation
 from raybench.evaluations.readings import parse_reading
 from raybench.fit import check_segments, known_labels, no_labels, resolve_model
 from raybench.sequential import refuse
+from raybench.sinks.mirror import ready_to_write
 from raybench.sinks.tracking import redact
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "measure",
     "merge_plans",
     "open_data",
+    "ready_out",
     "result_folders",
 ]
 
@@ -43,8 +49,7 @@ class Job:
 
     Attributes:
         plan: what to measure.
-        dataset: the opened selection, and how it is cut.
-        shards: the shards of every measurement.
+        dataset: the opened selection.
         baseline: name of the standard model.
         twins: whether X-adv is compared with X where both are there; not if a baseline was named.
         notes: sentences the user must see (images short of n, models left out, and why).
@@ -52,7 +57,6 @@ class Job:
 
     plan: Plan
     dataset: Dataset
-    shards: tuple[Shard, ...]
     baseline: str
     twins: bool
     notes: tuple[str, ...]
@@ -105,6 +109,7 @@ def build_job(config: RunConfig, say: Callable[[str], None]) -> Job:
     """
     if config.device == "cuda" and not torch.cuda.is_available() and config.runner == "local":
         raise InputError("device cuda: this machine has no CUDA device; use auto or cpu")
+    store = ready_out(config.out, config.models)
     dataset, notes = open_data(config)
     problems: list[str] = []
     labels = None
@@ -153,18 +158,39 @@ def build_job(config: RunConfig, say: Callable[[str], None]) -> Job:
         batch_size=config.batch_size,
         cpu_threads=config.cpus_per_actor,
         device=device_of(config.device, config.runner, config.gpus_per_actor),
+        exact=config.exact,
+        compiled=config.compile,
+        store=store,
     )
-    shards = cut_shards(tuple(dataset.ids), config.shard_size)
     if config.runner == "ray" and config.gpus_per_actor == 0 and torch.cuda.is_available():
         notes.append("a GPU is here but --gpus-per-actor is 0: models run on the CPU")
     return Job(
         plan=plan,
         dataset=dataset,
-        shards=shards,
         baseline=baseline or names[0],
         twins=baseline is None,
         notes=tuple(notes),
     )
+
+
+def ready_out(out: Path, models: Sequence[str]) -> str:
+    """Return the address of the object store behind `out`, empty where it is a local folder.
+
+    Raises:
+        InputError: it cannot be written to; or a model's query budget would be counted on this
+            machine alone, where a run that goes on from another one would count anew.
+    """
+    if address_of(out) is not None and not os.environ.get("RAYBENCH_CACHE"):
+        for text in models:
+            spec = parse(text)
+            if spec.scheme in ("http", "https") and spec.get("budget") is not None:
+                raise InputError(
+                    f"{redact(text)}: its budget is counted in a ledger in the cache folder of "
+                    f"this machine ({cache_path()}), but results in an object store may be gone on "
+                    "with from another one, which would count anew; set RAYBENCH_CACHE to a folder "
+                    "that lasts and that all machines see (or to this one, if there is no other)"
+                )
+    return ready_to_write(out)
 
 
 def device_of(device: str, runner: str, gpus_per_actor: float) -> str:
@@ -209,6 +235,8 @@ def _readings(config: ScoreConfig, dataset: Dataset, problems: list[str]) -> lis
         try:
             reading = parse_reading(text, samples=config.samples, shape=dataset.info.shape)
             check_segments(reading, dataset, config.seed)
+            if isinstance(reading, LimeEvaluation):
+                reading = replace(reading, exact=config.exact)
             readings.append(reading)
         except InputError as error:
             problems.append(str(error))

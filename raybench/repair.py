@@ -11,6 +11,7 @@ from raybench.driver import Display, ScoreRun, execute
 from raybench.job import build_job
 from raybench.publish_all import sync
 from raybench.signals import StopFlag
+from raybench.sinks.mirror import prune
 from raybench.sinks.mlflow import TrackingUnavailable
 from raybench.sinks.store import (
     Finding,
@@ -167,5 +168,6 @@ def _strike_out(verdict: Verdict) -> None:
     damaged = {finding.file for finding in verdict.findings} & files
     for file in damaged:
         (verdict.folder / file).unlink(missing_ok=True)
+    prune(verdict.folder, frozenset(damaged))
     parts = {name: part for name, part in verdict.manifest.parts.items() if name not in damaged}
     save_manifest(verdict.folder, replace(verdict.manifest, parts=parts))

@@ -35,6 +35,7 @@ from raybench.core.work import Outcome, Task
 from raybench.metrics.sequences import START, UNDECIDED, paired_ends, verdict
 from raybench.reports.images import image_scores
 from raybench.reports.stored import distinct_names, queries_made
+from raybench.sinks.mirror import push
 from raybench.sinks.parts import write_atomically
 from raybench.sinks.store import Manifest, Stop, load_rows, save_manifest
 
@@ -185,6 +186,7 @@ class Rounds:
         )
         content = json.dumps(decisions.as_json(), indent=1, allow_nan=False)
         write_atomically(Path(self.plan.out) / record, content.encode())
+        push(Path(self.plan.out) / record)  # before the manifests, which name it
         for model, indices in self.groups.items():
             for index in indices:
                 stop = None

@@ -153,6 +153,11 @@ class Plan:
             result beyond float32 rounding and is no part of any key.
         cpu_threads: torch threads of each worker.
         device: "auto", "cpu" or "cuda".
+        exact: take the plain way through networks and regressions; the fast one differs from it by
+            rounding alone.
+        compiled: compile networks with `torch.compile`.
+        store: where `out` is the mirror of an object store, its address, which workers write to;
+            else empty.
     """
 
     out: str
@@ -161,3 +166,6 @@ class Plan:
     batch_size: int = 0
     cpu_threads: int = 1
     device: str = "auto"
+    exact: bool = False
+    compiled: bool = False
+    store: str = ""

@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from raybench.config import RunConfig, local_folder
+from raybench.config import RunConfig, results_folder
 from raybench.core.catalog import SUITES
 from raybench.core.errors import InputError, near_miss
 from raybench.core.spec import parse
@@ -293,10 +293,10 @@ class LeaderboardFile(BaseModel):
             raise ValueError("expected a whole number")
         return value
 
-    @field_validator("out")
+    @field_validator("out", mode="before")
     @classmethod
-    def _local(cls, value: Path) -> Path:
-        return local_folder(value)
+    def _place(cls, value: object) -> object:
+        return results_folder(value)
 
     @field_validator("resources")
     @classmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raybench.core.errors import InputError, Interrupted
-from raybench.core.plan import Evaluation, Measurement, Plan, cut_shards
+from raybench.core.plan import Evaluation, Measurement, Plan
 from raybench.core.spec import parse
 from raybench.core.types import ModelInfo
 from raybench.fit import check_fit, resolve_model
@@ -206,7 +206,6 @@ def jobs_of(
             job = Job(
                 plan=replace(template, measurements=tuple(mine.values()), shard_size=size),
                 dataset=dataset.dataset,
-                shards=cut_shards(tuple(dataset.dataset.ids), size),
                 baseline=chosen or names[0],
                 twins=chosen is None,
                 notes=(),

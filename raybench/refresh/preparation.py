@@ -64,6 +64,7 @@ def prepare(
     say: Callable[[str], None],
     *,
     rehash: bool,
+    store: str = "",
 ) -> Prepared:
     """Return what is to be done for `file`, given what the last refresh left.
 
@@ -73,6 +74,7 @@ def prepare(
         before: the state of the last refresh.
         say: told what is loaded, and what the user must see.
         rehash: recall no model, and read every byte that is stored.
+        store: the address of the object store behind the output folder, where there is one.
 
     Raises:
         InputError: mistakes in the file; a protocol that changed within one version.
@@ -106,6 +108,7 @@ def prepare(
         batch_size=means.batch_size,
         cpu_threads=means.cpus_per_actor,
         device=device_of(means.device, means.runner, means.gpus_per_actor),
+        store=store,
     )
     return Prepared(
         out=out,

@@ -20,6 +20,7 @@ from raybench.sinks.headlines import ATTACK_METRICS, FINAL_METRICS, headline
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker, redact
 from raybench.sinks.parts import write_atomically
 from raybench.sinks.store import read_manifest
+from raybench.sinks.tracking import chosen_uri
 
 __all__ = ["Pushed", "experiment", "push"]
 
@@ -108,6 +109,7 @@ def push(
 
 def _store(uri: str | None) -> str:
     """Return what tells one store from another; credentials are no part of it."""
+    uri = chosen_uri(uri)
     return "local" if uri is None else redact(uri)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from raybench.config import RunConfig
 from raybench.core.errors import InputError, RunError
-from raybench.job import Job
+from raybench.job import Job, ready_out
 from raybench.refresh.export import export_model_info
 from raybench.refresh.file import LeaderboardFile
 from raybench.refresh.planning import Planned
@@ -35,6 +35,7 @@ from raybench.refresh.tables import (
     tables_token,
 )
 from raybench.signals import StopFlag, catch_signals
+from raybench.sinks.mirror import pull, push_leaderboard, reports_sent
 
 if TYPE_CHECKING:
     from raybench.driver import Computed, Display
@@ -104,17 +105,23 @@ def refresh(
         InputError: mistakes in the file, all of them; a protocol that changed within one version.
         Interrupted: asked to stop; what is committed stays, and the same command goes on.
         RunError: another refresh of this folder is running.
-        StoreError: the state of the last refresh is damaged.
+        StoreError: the state of the last refresh is damaged, or an object store fails.
     """
     began = time.monotonic() if began is None else began
-    with _alone(means.out.absolute()):
+    out = means.out.absolute()
+    with _alone(out):
         with catch_signals(flag, at_once=True):
-            before = read_state(means.out.absolute())
-            work = prepare(file, means, before, display.note, rehash=rehash)
+            store = ready_out(out, [line.spec for line in file.models])
+            pull(out, parts=True, empty=True)
+            before = read_state(out)
+            work = prepare(file, means, before, display.note, rehash=rehash, store=store)
         ending = _Ending(file, means, work, display, rehash, began)
         if not work.jobs:
             with catch_signals(flag, at_once=True):
-                return ending(None)
+                with reports_sent(out, display.note):
+                    done = ending(None)
+                push_leaderboard(out)
+                return done
         # Drawing and Ray cost seconds to import, which a refresh without news should not pay.
         from raybench.driver import compute
 
@@ -122,7 +129,10 @@ def refresh(
             experiment(opened.line.name, _family(job), file.benchmark_version)
             for opened, job in work.jobs
         ]
-        return compute([job for _, job in work.jobs], means, display, flag, ending, experiments)
+        done = compute([job for _, job in work.jobs], means, display, flag, ending, experiments)
+        with catch_signals(flag, at_once=True):
+            push_leaderboard(out)
+        return done
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pyarrow as pa
 from raybench.core.errors import StoreError
 from raybench.core.keys import digest
 from raybench.core.plan import Measurement, cut_shards
+from raybench.sinks.mirror import fetch, push
 from raybench.sinks.parts import commit_part, hash_file, read_part
 from raybench.sinks.store import Manifest, new_manifest, read_manifest, save_manifest
 
@@ -104,6 +105,7 @@ def _copy(
     size = manifest.shard_size
     made = new_manifest(measurement, cut_shards(tuple(ids), size), size, manifest.environment)
     parts = {}
+    fetch(source, {name: part["sha256"] for name, part in manifest.parts.items()})
     for old, new in zip(manifest.shards, made.shards, strict=True):
         known = manifest.parts[old.file]
         if old.ids != new.ids or hash_file(source / old.file) != known["sha256"]:
@@ -118,6 +120,7 @@ def _copy(
             "shard": new.index,
         }
         info = commit_part(target, new.file, batch, metadata)
+        push(target / new.file)
         parts[new.file] = asdict(info) | {
             "queries": known["queries"],
             "seconds": known["seconds"],

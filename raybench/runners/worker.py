@@ -6,6 +6,7 @@ them, and rows leave as a file: neither passes through the driver.
 
 import contextlib
 import ctypes
+import logging
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -20,19 +21,27 @@ from raybench.core.errors import RunError, StoreError
 from raybench.core.plan import Measurement, Plan, cut_shards, part_name
 from raybench.core.types import Dataset, Model, Shard
 from raybench.core.work import Receipt, Task
+from raybench.runners.stopwatch import TimedModel
+from raybench.sinks.logs import log_fields, log_process
 from raybench.sinks.parts import PartInfo, commit_part, inspect_part
+from raybench.sinks.remote import find_part, open_store, put_part
 
 __all__ = ["ShardWorker", "WorkerFactory", "choose_batch_size"]
 
 _EXAMPLES = 8
+_LOG = logging.getLogger("raybench.worker")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFactory:
-    """Makes the worker of a plan in whatever process calls it; small and picklable."""
+    """Makes the worker of a plan in whatever process calls it; small and picklable.
+
+    Given `log_run`, the id of the run, its processes log what they do (`log_process`).
+    """
 
     plan: Plan
     folder: str = field(default_factory=os.getcwd)
+    log_run: str = ""
 
     def __call__(self) -> "ShardWorker":
         """Return a worker with nothing loaded yet.
@@ -44,6 +53,8 @@ class WorkerFactory:
             os.chdir(self.folder)
         torch.set_num_threads(self.plan.cpu_threads)
         _keep_freed_memory()
+        if self.log_run:
+            log_process(run=self.log_run)
         return ShardWorker(self.plan)
 
 
@@ -90,14 +101,29 @@ class ShardWorker:
             RunError: the model or the data are not those that were planned.
         """
         measurement = self.plan.measurements[task.measurement]
+        with log_fields(
+            model=measurement.model.name,
+            evaluation=measurement.evaluation.canonical(),
+            measurement=measurement.key[:16],
+            shard=task.shard,
+            pid=os.getpid(),
+        ):
+            try:
+                receipt = self._compute(task, measurement)
+            except Exception:
+                _LOG.exception("shard-raised")
+                raise
+            facts = {"seconds": round(receipt.seconds, 6), "file": receipt.file}
+            _LOG.info("shard-computed", extra={"facts": facts})
+        return receipt
+
+    def _compute(self, task: Task, measurement: Measurement) -> Receipt:
         dataset = self._dataset(measurement)
         shard = self._cut(dataset, task.shard_size or self.plan.shard_size)[task.shard]
-        folder = Path(self.plan.out) / measurement.folder
         name = part_name(measurement.key, shard)
-        try:
-            return _receipt(task, inspect_part(folder / name), queries=0, seconds=0.0)
-        except StoreError:
-            (folder / name).unlink(missing_ok=True)
+        found = self._stored(measurement, name)
+        if found is not None:
+            return _receipt(task, found, queries=0, seconds=0.0)
         started = time.monotonic()
         model = self._model(measurement)
         batch = dataset.read(shard.ids)
@@ -108,16 +134,44 @@ class ShardWorker:
         batch_size = self.plan.batch_size or choose_batch_size(
             measurement.dataset.shape, model.device
         )
-        rows = measurement.evaluation(model, batch, seed=measurement.seed, batch_size=batch_size)
+        timed = TimedModel(model)
+        rows = measurement.evaluation(timed, batch, seed=measurement.seed, batch_size=batch_size)
         metadata = {"measurement": measurement.describe(), "shard": shard.index}
-        part = commit_part(folder, name, _in_order(rows, shard.ids), metadata)
+        part = self._commit(measurement, name, _in_order(rows, shard.ids), metadata)
         return _receipt(
             task,
             part,
             queries=_queries(measurement, rows, len(batch.ids)),
             seconds=time.monotonic() - started,
             paid=None if paid_before is None else getattr(model, "paid", 0) - paid_before,
+            model_seconds=timed.seconds,
         )
+
+    def _stored(self, measurement: Measurement, name: str) -> PartInfo | None:
+        """Return the part of that name, where it is there and sound; a damaged file is removed.
+
+        In an object store there is no folder of this machine's to look at: the store is asked.
+        """
+        if self.plan.store:
+            return find_part(open_store(self.plan.store), f"{measurement.folder}/{name}")
+        path = Path(self.plan.out) / measurement.folder / name
+        try:
+            return inspect_part(path)
+        except StoreError:
+            path.unlink(missing_ok=True)
+            return None
+
+    def _commit(
+        self,
+        measurement: Measurement,
+        name: str,
+        rows: pa.RecordBatch,
+        metadata: dict[str, object],
+    ) -> PartInfo:
+        if self.plan.store:
+            store = open_store(self.plan.store)
+            return put_part(store, f"{measurement.folder}/{name}", rows, metadata)
+        return commit_part(Path(self.plan.out) / measurement.folder, name, rows, metadata)
 
     def _model(self, measurement: Measurement) -> Model:
         wanted = measurement.model
@@ -127,7 +181,12 @@ class ShardWorker:
             device = self.plan.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = load_model(wanted.spec, device=device)
+            model = load_model(
+                wanted.spec,
+                device=device,
+                fast=not self.plan.exact,
+                compiled=self.plan.compiled,
+            )
             if model.info.fingerprint != wanted.fingerprint:
                 raise RunError(
                     f"{wanted.spec} has changed since the run was planned (fingerprint "
@@ -186,7 +245,13 @@ def _queries(measurement: Measurement, rows: pa.RecordBatch, images: int) -> int
 
 
 def _receipt(
-    task: Task, part: PartInfo, *, queries: int, seconds: float, paid: int | None = None
+    task: Task,
+    part: PartInfo,
+    *,
+    queries: int,
+    seconds: float,
+    paid: int | None = None,
+    model_seconds: float = 0.0,
 ) -> Receipt:
     return Receipt(
         task=task,
@@ -198,4 +263,5 @@ def _receipt(
         queries=queries,
         seconds=seconds,
         paid=paid,
+        model_seconds=model_seconds,
     )

@@ -28,8 +28,10 @@ from raybench.core.types import DatasetInfo, ModelInfo
 from raybench.sinks.headlines import ATTACK_METRICS, FINAL_METRICS, final_values, headline
 from raybench.sinks.tracking import (
     PROBE_S,
+    Thinned,
     TrackingUnavailable,
     calm,
+    chosen_uri,
     probe,
     reason,
     redact,
@@ -54,8 +56,10 @@ __all__ = [
 _METRIC_NAME = re.compile(r"[\w./ :-]{1,250}")
 _TAG_LENGTH = 5000  # the length that every MLflow store promises to keep
 _FLUSH_S = 2.0
+_MOST_POINTS = 1000  # of one metric of one run: a day has 17,000 times five seconds
 _MOST_METRICS = 900  # of one call; MLflow takes 1,000
 _PROGRESS = "raybench.progress"
+_WENT = "raybench.run"
 # Honoured by MLflow unless its page was last used for agents, which is its default since 3.17; so
 # the description, which stands on top of every view, says first where the runs are.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -80,8 +84,9 @@ def open_tracker(
     """Return a tracker that writes to `experiment`, created if it is missing.
 
     Args:
-        uri: MLflow tracking URI (http, https, or a database); None is ``<out>/mlflow.db``, created
-            and migrated before this returns, with artifacts in ``<out>/mlartifacts``.
+        uri: MLflow tracking URI (http, https, or a database); None is ``MLFLOW_TRACKING_URI``, and
+            without that ``<out>/mlflow.db``, created and migrated before this returns, with
+            artifacts in ``<out>/mlartifacts``.
         out: the output folder.
         experiment: name of the MLflow experiment.
         warn: gets the one sentence said when the server goes away later; default is the log.
@@ -91,6 +96,7 @@ def open_tracker(
         TrackingUnavailable: no usable answer within seconds (MLflow's own retries take minutes).
     """
     local = out.resolve()
+    uri = chosen_uri(uri)
     store = f"sqlite:///{(local / 'mlflow.db').as_posix()}" if uri is None else uri
     # MLflow reports usage to its makers over the network unless told otherwise; what a user
     # evaluates is private, and the demo promises no network. A user's own setting wins.
@@ -178,8 +184,9 @@ class Tracker:
         self._out = out
         self._warn = warn
         self._runs: dict[str, str] = {}
-        self._history: dict[str, list[Metric]] = {}
+        self._history: dict[str, dict[str, Thinned[Metric]]] = {}
         self._progress: dict[str, str] = {}
+        self._went: dict[str, str] = {}
         self._flushed = time.monotonic()
 
     def give_up(self, why: str) -> None:
@@ -262,15 +269,30 @@ class Tracker:
             StoreError: a value that is not finite.
         """
         assert key in self._runs, f"step before start: {key}"
-        assert not set(metrics) & {*FINAL_METRICS, *ATTACK_METRICS}, (
-            f"published at the end only: {set(metrics)}"
-        )
-        self._history.setdefault(key, []).extend(_metrics(metrics, step))
-        self._progress[key] = ", ".join(
-            f"{name.replace('_', ' ')} {value:,.6g}" for name, value in metrics.items()
-        )
+        _check_not_final(metrics)
+        self._keep(key, _metrics(metrics, step))
+        self._progress[key] = _listed(metrics)
         if time.monotonic() - self._flushed >= _FLUSH_S:
             self._flush()
+
+    @_guarded(timeout_s=5, retries=0)
+    def record(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep further metrics of a started run at `step`, which follow when it has finished.
+
+        How a run goes is no progress of the measurement: the tag does not show it. One that fails
+        gets it as the tag ``raybench.run``, with the latest values.
+
+        Raises:
+            StoreError: a value that is not finite.
+        """
+        assert key in self._runs, f"record before start: {key}"
+        _check_not_final(metrics)
+        self._keep(key, _metrics(metrics, step))
+        self._went[key] = _listed(metrics)
+
+    def run_id(self, key: str) -> str | None:
+        """Return MLflow's id of the open run of measurement `key`; None where there is none."""
+        return self._runs.get(key)
 
     @_guarded(timeout_s=10, retries=1)
     def finish(self, row: ModelScore | AttackScore, artifacts: Sequence[Path] = ()) -> None:
@@ -305,7 +327,9 @@ class Tracker:
             )
         # A refresh that changes nothing adds no second point to the metric's history.
         self._log(run_id, metrics=[m for m in final if known.get(m.key) != m.value], tags=tags)
-        history = self._history.pop(row.key, [])
+        kept = self._history.pop(row.key, {})
+        history = [point for points in kept.values() for point in points.all()]
+        self._went.pop(row.key, None)
         for first in range(0, len(history), _MOST_METRICS):
             self._log(run_id, metrics=history[first : first + _MOST_METRICS])
         if self._progress.pop(row.key, None) is not None or _PROGRESS in run.tags:
@@ -329,6 +353,7 @@ class Tracker:
                 "raybench.status": "partial" if partial else "failed",
                 "raybench.error": error,
                 "mlflow.note.content": f"{'Partial' if partial else 'Failed'}: {error}",
+                **({_WENT: self._went.pop(key)} if key in self._went else {}),
             },
         )
         self._client.set_terminated(self._runs.pop(key), "KILLED" if partial else "FAILED")
@@ -349,6 +374,7 @@ class Tracker:
         for key in started:
             del self._runs[key]
             self._history.pop(key, None)
+            self._went.pop(key, None)
 
     def abandon(self, error: str) -> None:
         """Close every run that is still open as FAILED: the job itself failed with `error`."""
@@ -364,6 +390,12 @@ class Tracker:
             order_by=["attributes.start_time ASC"],
         )
         return found[0] if found else None
+
+    def _keep(self, key: str, metrics: "Iterable[Metric]") -> None:
+        """Keep points until the run has finished, fewer and fewer of them as it goes on."""
+        history = self._history.setdefault(key, {})
+        for metric in metrics:
+            history.setdefault(metric.key, Thinned(_MOST_POINTS)).add(metric)
 
     def _flush(self) -> None:
         """Show how far every run has come that came further."""
@@ -394,6 +426,16 @@ class Tracker:
 def _short(text: str) -> str:
     """Return `text`, its end replaced by an ellipsis where a tag could not hold it."""
     return text if len(text) <= _TAG_LENGTH else text[: _TAG_LENGTH - 1] + "…"
+
+
+def _check_not_final(metrics: Mapping[str, float]) -> None:
+    # MLflow shows the value of the latest step: a metric has one meaning, or the last one wins.
+    final = set(metrics) & {*FINAL_METRICS, *ATTACK_METRICS}
+    assert not final, f"published at the end only: {final}"
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:,.6g}" for name, value in metrics.items())
 
 
 def _metrics(values: Mapping[str, float], step: int) -> "list[Metric]":

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -27,8 +28,10 @@ from raybench.core.errors import InputError, RaybenchError
 
 __all__ = [
     "PROBE_S",
+    "Thinned",
     "TrackingUnavailable",
     "calm",
+    "chosen_uri",
     "probe",
     "reason",
     "redact",
@@ -36,7 +39,10 @@ __all__ = [
     "ui_command",
 ]
 
+T = TypeVar("T")
+
 PROBE_S = 3.0
+UI_HOSTS = "localhost:*,127.0.0.1:*"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _NOISY = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 
@@ -55,6 +61,34 @@ class TrackingUnavailable(RaybenchError):  # noqa: N818 - a state of the world, 
     """The tracking server or database cannot be used now; scoring can go on without it."""
 
 
+class Thinned(Generic[T]):
+    """A series of which at most `most` values are kept, evenly, and always the last one."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._stride = 1
+        self._count = 0
+        self._kept: list[T] = []
+        self._last: list[T] = []
+
+    def add(self, value: T) -> None:
+        """Append a value; where there are too many by then, every second one goes."""
+        self._last = [value]
+        if self._count % self._stride == 0:
+            self._kept.append(value)
+            self._last = []
+        self._count += 1
+        if len(self._kept) > self._most:
+            self._kept = self._kept[::2]
+            self._stride *= 2
+            if self._kept[-1] is not value:
+                self._last = [value]
+
+    def all(self) -> list[T]:
+        """Return the values kept, in order."""
+        return self._kept + self._last
+
+
 def redact(text: str) -> str:
     """Return `text` (a URI, a spec, an error) with credentials replaced by ``***``.
 
@@ -64,13 +98,26 @@ def redact(text: str) -> str:
     return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
+def chosen_uri(uri: str | None) -> str | None:
+    """Return the tracking URI in force: the one given, else ``MLFLOW_TRACKING_URI``, else None."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or None
+
+
 def ui_command(uri: str | None, out: Path) -> str:
-    """Return the shell command that opens the MLflow UI on what `open_tracker` wrote."""
+    """Return the shell command that opens the MLflow UI on what `open_tracker` wrote.
+
+    The server it starts answers this machine alone, by its own names, and runs no jobs: MLflow's
+    defaults also answer to private addresses and start a job runner.
+    """
+    uri = chosen_uri(uri)
     if uri is not None and uri.startswith(("http://", "https://")):
         return f"python -m webbrowser {shlex.quote(redact(uri))}"
     store = f"sqlite:///{(out / 'mlflow.db').as_posix()}" if uri is None else redact(uri)
     mlflow = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
-    return f"{mlflow} ui --backend-store-uri {shlex.quote(store)}"
+    return (
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {mlflow} ui --host 127.0.0.1 "
+        f"--allowed-hosts {shlex.quote(UI_HOSTS)} --backend-store-uri {shlex.quote(store)}"
+    )
 
 
 def probe(uri: str, out: Path) -> str | None:
@@ -104,8 +151,8 @@ def probe(uri: str, out: Path) -> str | None:
         return None
     raise InputError(
         f"tracking URI {redact(uri)!r}: expected http://, https://, sqlite:///FILE, postgresql://, "
-        "mysql://, mssql:// or databricks (MLflow 3 refuses its old folder store); leave it out "
-        "for an sqlite database in the output folder"
+        "mysql://, mssql:// or databricks (MLflow 3 refuses its old folder store); leave it out, "
+        "of MLFLOW_TRACKING_URI too, for an sqlite database in the output folder"
     )
 
 

@@ -262,7 +262,7 @@ def test_yaml_and_python_are_the_same_job(
         (["score", "zooo:mlp2", "--data", "digits"], "did you mean zoo"),
         (["score", "zoo:mlp2", "zoo:mlp2", "--data", "digits"], "given twice"),
         (["score", "zoo:mlp2", "--data", "digits", "--actors", "some"], "expected auto"),
-        (["score", "zoo:mlp2", "--data", "digits", "--out", "s3://b/x"], "expected a local folder"),
+        (["score", "zoo:mlp2", "--data", "digits", "--out", "s4://b/x"], "no store is named 's4'"),
         (["score", "zoo:mlp2", "--data", "digits?n=5", "--n", "6"], "selects n=5, but n=6"),
         (["score", "zoo:mlp2", "--config", "absent.yaml"], "absent.yaml cannot be read"),
         (["score", "--no-such-flag"], "No such option"),

@@ -5,7 +5,7 @@ A real ``mlflow server`` takes long to start; the one test that needs it is mark
 
 import contextlib
 import dataclasses
-import io
+import itertools
 import os
 import shutil
 import socket
@@ -18,11 +18,13 @@ from pathlib import Path
 
 import pytest
 import requests
+from shortcuts import make_database, shared_folder
 
 from raybench.core.errors import InputError, StoreError
 from raybench.core.results import ModelScore
 from raybench.core.types import Access, DatasetInfo, ModelInfo
 from raybench.sinks.mlflow import Tracker, TrackingUnavailable, open_tracker, redact, ui_command
+from raybench.sinks.tracking import Thinned, chosen_uri
 
 MODEL = ModelInfo(
     spec="zoo:cnn3-adv",
@@ -70,11 +72,7 @@ ROW = ModelScore(
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return a migrated database (migrations take seconds), and what making it printed."""
-    out = tmp_path_factory.mktemp("template")
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        open_tracker(None, out, "template")
-    return out / "mlflow.db", said.getvalue()
+    return make_database(shared_folder(tmp_path_factory, "mlflow"))
 
 
 @pytest.fixture
@@ -308,6 +306,65 @@ def test_the_ranking_number_is_the_first_metric(tracker: Tracker) -> None:
     assert found.index("normalised") < found.index("n") < found.index("images_done")
 
 
+def test_how_a_run_went_follows_the_ranking_number(tracker: Tracker) -> None:
+    start(tracker)
+    for step in (4, 9):
+        tracker.step(KEY, step, {"images_done": 10.0 * step})
+        tracker.record(KEY, step, {"shards_done": step, "model_share": 0.25})
+    (run,) = runs(tracker)
+    assert run.data.metrics == {}
+    tracker.finish(ROW)
+    assert history(tracker, "shards_done") == [(4, 4.0), (9, 9.0)]
+    assert history(tracker, "model_share") == [(4, 0.25), (9, 0.25)]
+    (run,) = runs(tracker)
+    found = list(tracker._client.get_run(run.info.run_id).data.metrics)
+    assert found[0] == "score"
+    assert found.index("n") < found.index("shards_done")
+    assert "raybench.run" not in run.data.tags
+
+
+@pytest.mark.parametrize("name", ["score", "images_per_second", "robust_accuracy"])
+def test_how_a_run_went_never_hides_a_published_number(tracker: Tracker, name: str) -> None:
+    start(tracker)
+    for keep in (tracker.step, tracker.record):
+        with pytest.raises(AssertionError, match=f"published at the end only.*{name}"):
+            keep(KEY, 4, {name: 1.0})
+
+
+def test_a_run_that_fails_says_how_it_went_in_a_tag(tracker: Tracker) -> None:
+    """As metrics they would come before the score of the run that goes on."""
+    start(tracker)
+    tracker.record(KEY, 4, {"shards_done": 4, "shards_failed": 2})
+    tracker.fail(KEY, "2 shards failed")
+    (run,) = runs(tracker)
+    assert run.data.metrics == {}
+    assert run.data.tags["raybench.run"] == "shards done 4, shards failed 2"
+    start(tracker)
+    tracker.finish(ROW)
+    assert history(tracker, "shards_done") == []
+
+
+def test_a_run_is_known_by_its_id_while_it_is_open(tracker: Tracker) -> None:
+    assert tracker.run_id(KEY) is None
+    start(tracker)
+    (run,) = runs(tracker)
+    assert tracker.run_id(KEY) == run.info.run_id
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100, 12_345])
+def test_a_thinned_series_is_even_and_ends_with_the_last(count: int) -> None:
+    for most in (8, 9):
+        series: Thinned[int] = Thinned(most)
+        for value in range(count):
+            series.add(value)
+        kept = series.all()
+        assert kept[0] == 0
+        assert kept[-1] == count - 1
+        assert min(count, most // 2) <= len(kept) <= most + 1
+        gaps = {after - before for before, after in itertools.pairwise(kept[:-1])}
+        assert len(gaps) <= 1
+
+
 def test_the_flip_radius_is_no_brittle_score(tracker: Tracker) -> None:
     start(tracker)
     reading = "flip-radius?samples=1000"
@@ -492,8 +549,37 @@ def test_redact(text: str, shown: str) -> None:
 
 def test_ui_command() -> None:
     local = ui_command(None, Path("my results"))
-    assert local.endswith("ui --backend-store-uri 'sqlite:///my results/mlflow.db'")
+    assert local.startswith("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false ")
+    assert local.endswith(
+        " ui --host 127.0.0.1 --allowed-hosts 'localhost:*,127.0.0.1:*' "
+        "--backend-store-uri 'sqlite:///my results/mlflow.db'"
+    )
     assert ui_command("https://u:p@host", Path("x")) == "python -m webbrowser 'https://***@host'"
+
+
+def test_an_address_from_the_environment_is_used_where_none_is_given(
+    tmp_path: Path, template: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/ours.db")
+    shutil.copyfile(template[0], tmp_path / "ours.db")
+    tracker = open_tracker(None, tmp_path / "out", "digits")
+    assert tracker.uri == f"sqlite:///{tmp_path}/ours.db"
+    assert not (tmp_path / "out" / "mlflow.db").exists()
+    assert f"sqlite:///{tmp_path}/ours.db" in ui_command(None, tmp_path / "out")
+    given = f"sqlite:///{tmp_path}/given.db"
+    assert chosen_uri(given) == given
+    for nothing in ("", " "):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", nothing)
+        assert chosen_uri(None) is None
+        assert chosen_uri("") is None
+
+
+def test_an_address_from_the_environment_that_no_store_has_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(InputError, match=r"tracking URI './mlruns': expected .*MLflow 3 refuses"):
+        open_tracker(None, tmp_path, "digits")
 
 
 @pytest.mark.slow
