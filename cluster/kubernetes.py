@@ -1,6 +1,6 @@
 """Manifests for KubeRay: what both kinds share, a RayCluster to look at, a RayJob to leave alone.
 
-    base(values)          namespace, results volume, the job's options, network policy
+    base(values)          namespace, volume for results on disk, the job's options, network policy
     ray_cluster(values)   stays until deleted; jobs are sent to it
     ray_job(values)       makes its own cluster, runs one job, takes the cluster down
 
@@ -48,6 +48,14 @@ def base(values: Values) -> list[Manifest]:
     if settings.storage_class:
         claim["storageClassName"] = settings.storage_class
     job = yaml.safe_dump(values.job_file(values.root), sort_keys=False)
+    results: list[Manifest] = [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": _results(values), **meta},
+            "spec": claim,
+        }
+    ]
     return [
         {
             "apiVersion": "v1",
@@ -57,12 +65,7 @@ def base(values: Values) -> list[Manifest]:
                 "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
             },
         },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": _results(values), **meta},
-            "spec": claim,
-        },
+        *([] if values.out_is_remote else results),
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -203,15 +206,18 @@ def _ray_container(
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "home", "mountPath": HOME},
         {"name": "shared-memory", "mountPath": "/dev/shm"},
-        {"name": "results", "mountPath": f"{values.root}/results"},
     ]
+    if not values.out_is_remote:
+        mounts.append({"name": "results", "mountPath": f"{values.root}/results"})
     if values.kubernetes.data_claim:
         mounts.append({"name": "data", "mountPath": f"{values.root}/data", "readOnly": True})
+    secret = values.kubernetes.store_secret
     return {
         "name": name,
         "image": values.image.reference,
         "imagePullPolicy": "IfNotPresent",
         "env": env,
+        **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
         "resources": _resources(cpu=str(cpus), memory=f"{memory_gb}Gi"),
         "securityContext": _no_privileges(),
         # Ray's processes import for a minute on a cold node before they answer.
@@ -233,13 +239,18 @@ def _pod_spec(values: Values, container: Manifest, scratch_gb: int) -> Manifest:
             "name": "shared-memory",
             "emptyDir": {"medium": "Memory", "sizeLimit": f"{max(1, memory_gb // 3)}Gi"},
         },
-        {"name": "results", "persistentVolumeClaim": {"claimName": _results(values)}},
     ]
+    if not values.out_is_remote:
+        volumes.append(
+            {"name": "results", "persistentVolumeClaim": {"claimName": _results(values)}}
+        )
     if values.kubernetes.data_claim:
         claim = {"claimName": values.kubernetes.data_claim, "readOnly": True}
         volumes.append({"name": "data", "persistentVolumeClaim": claim})
+    account = values.kubernetes.service_account
     return {
         "restartPolicy": "Never",  # the autoscaler replaces pods
+        **({"serviceAccountName": account} if account else {}),
         "securityContext": _pod_user(values),
         "containers": [container],
         "volumes": volumes,

@@ -93,6 +93,9 @@ def gcp(values: Values) -> Config:
         },
         "metadata": {"items": [{"key": "install-nvidia-driver", "value": "True"}]},
     }
+    if settings.worker_account:
+        scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+        worker["serviceAccounts"] = [{"email": settings.worker_account, "scopes": scopes}]
     provider = {
         "type": "gcp",
         "project_id": settings.project,
@@ -147,12 +150,15 @@ def _config(
 def _setup(values: Values, shared: str) -> list[str]:
     """Return the commands that every new node runs; each may be run again."""
     root = values.root
-    return [
-        f"chmod 700 ~/.ray && chmod 600 {TOKEN}",
-        "sudo apt-get -qq update && sudo apt-get -qq install -y python3-venv nfs-common",
+    mount = [
         f"sudo mkdir -p {root} && (mountpoint -q {root} ||"
         f" sudo mount -t nfs -o nfsvers=4.1,hard {shared} {root})",
         f'sudo install -d -o "$USER" {root}/data {root}/results',
+    ]
+    return [
+        f"chmod 700 ~/.ray && chmod 600 {TOKEN}",
+        "sudo apt-get -qq update && sudo apt-get -qq install -y python3-venv nfs-common",
+        *(mount if values.needs_root else []),
         f"test -x {_UV} || (python3 -m venv ~/.raybench-uv && ~/.raybench-uv/bin/pip install"
         f" --quiet --require-hashes -r {APP}/cluster/locks/uv.txt)",
         f"test -x {VENV}/bin/python || {_UV} venv --quiet --python 3.11 {VENV}",

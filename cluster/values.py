@@ -33,7 +33,12 @@ Absolute = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
 Export = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*:/[A-Za-z0-9._/-]*$")]
 Script = Annotated[str, Field(pattern=r"^jobs/[a-z0-9_]+\.py$")]
 Digest = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
-Out = Annotated[str, Field(pattern=r"^(\{root\}/|s3://|gs://)[A-Za-z0-9._/-]+$")]
+Out = Annotated[
+    str,
+    Field(
+        pattern=r"^(\{root\}/[A-Za-z0-9._/-]+|(s3|gs)://[A-Za-z0-9._/-]+(\?[A-Za-z0-9._:/=&-]+)?)$"
+    ),
+]
 Ami = Annotated[str, Field(pattern=r"^ami-[0-9a-f]+$")]
 SecurityGroup = Annotated[str, Field(pattern=r"^sg-[0-9a-f]+$")]
 Count = Annotated[int, Field(ge=1)]
@@ -108,6 +113,8 @@ class KubernetesValues(_Part):
     storage_class: WordOrNone
     results_gb: Count
     data_claim: WordOrNone
+    service_account: WordOrNone = ""
+    store_secret: WordOrNone = ""
     deadline_s: Count
     ttl_s: Annotated[int, Field(ge=0)]
     retries: Annotated[int, Field(ge=0)]
@@ -138,6 +145,7 @@ class GcpValues(_Part):
     subnetwork: Word
     head_type: Word
     worker_type: Word
+    worker_account: WordOrNone = ""
     shared: Export
 
 
@@ -201,9 +209,22 @@ class Values(_Part):
         """The version of Ray that the lock pins."""
         return locked("ray", ROOT / "requirements.lock")
 
+    @property
+    def out_is_remote(self) -> bool:
+        """Whether results go to an object store, for which machines need no disk in common."""
+        return not self.job.out.startswith("{root}/")
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether anything of the job is in the shared folder."""
+        return not self.out_is_remote or "{root}" in self.job.data
+
     def caches(self, root: str) -> dict[str, str]:
-        """Return where weights are kept: beside the results, so that they are fetched once."""
-        folder = f"{root}/results/cache"
+        """Return where weights are kept: beside the results, so that they are fetched once.
+
+        With results in an object store it is each machine's own scratch, the store's mirror too.
+        """
+        folder = "/tmp/raybench-cache" if self.out_is_remote else f"{root}/results/cache"
         return {
             "RAYBENCH_CACHE": folder,
             "TORCH_HOME": f"{folder}/torch",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -18,6 +19,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "as committed": {},
     "cpu": {"workers.gpus": 0, "job.gpus_per_actor": 0, "mlflow_secret": ""},
     "no claim": {"kubernetes.data_claim": "", "job.data": "imagenet:s3://bucket/val"},
+    "bucket": {
+        "kubernetes.data_claim": "",
+        "kubernetes.service_account": "raybench",
+        "kubernetes.store_secret": "raybench-store",
+        "job.data": "imagenet:s3://bucket/val",
+        "job.out": "s3://bucket/results/imagenet?region=eu-west-1",
+    },
     "digest": {
         "image.digest": "sha256:" + 64 * "a",
         "kubernetes.storage_class": "efs",
@@ -64,7 +72,6 @@ def pods(manifests: dict[str, list[Any]]) -> Iterator[Any]:
 
 
 def test_pods_and_what_they_need_fit_the_strict_schemas(manifests: dict[str, list[Any]]) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     found = list(pods(manifests))
     assert len(found) == 7
     for thing in (*found, *manifests["kubernetes/base.yaml"]):
@@ -72,7 +79,6 @@ def test_pods_and_what_they_need_fit_the_strict_schemas(manifests: dict[str, lis
 
 
 def test_the_strict_schemas_would_notice(manifests: dict[str, list[Any]]) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     pod = next(pods(manifests))
     pod["spec"]["containers"][0]["readOnlyRootFileSystem"] = True
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -101,6 +107,38 @@ def test_objects_that_are_referred_to_exist(manifests: dict[str, list[Any]]) -> 
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 assert claim in ready_made or ("PersistentVolumeClaim", claim) in base
+
+
+def test_results_in_a_bucket_take_no_volume_but_the_right_to_use_it(change: Change) -> None:
+    files = render(change(VARIANTS["bucket"]))
+    assert "PersistentVolumeClaim" not in files["kubernetes/base.yaml"]
+    job = next(
+        thing
+        for thing in yaml.safe_load_all(files["kubernetes/base.yaml"])
+        if thing["kind"] == "ConfigMap"
+    )
+    options = yaml.safe_load(job["data"]["job.yaml"])
+    assert options["out"] == "s3://bucket/results/imagenet?region=eu-west-1"
+    spec = yaml.safe_load(files["kubernetes/rayjob.yaml"])["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert "persistentVolumeClaim" not in str(pod)
+        assert pod["serviceAccountName"] == "raybench"
+        (container,) = pod["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "raybench-store"}}]
+        # Weights and the store's mirror are on scratch, which can be written.
+        cache = {item["name"]: item.get("value") for item in container["env"]}["RAYBENCH_CACHE"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert str(cache).startswith("/tmp/")
+        assert mounts["/tmp"] == "tmp"
+        assert "/shared/results" not in mounts
+
+
+def test_as_committed_results_are_on_a_volume_and_nobody_has_a_bucket(values: Values) -> None:
+    files = render(values)
+    assert "PersistentVolumeClaim" in files["kubernetes/base.yaml"]
+    assert "serviceAccountName" not in files["kubernetes/rayjob.yaml"]
+    assert "envFrom" not in files["kubernetes/rayjob.yaml"]
 
 
 def test_head_works_not_and_workers_come_and_go(manifests: dict[str, list[Any]]) -> None:

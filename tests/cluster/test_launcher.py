@@ -106,3 +106,19 @@ def test_data_in_a_bucket_needs_a_profile(change: Change) -> None:
     worker = with_profile["available_node_types"]["worker"]["node_config"]
     assert worker["IamInstanceProfile"] == {"Arn": arn}
     prepared(with_profile)
+
+
+def test_results_in_a_bucket_take_no_shared_folder(change: Change) -> None:
+    remote = {"job.out": "gs://bucket/results", "job.data": "imagenet:gs://bucket/val"}
+    account = "raybench@my-project.iam.gserviceaccount.com"
+    changed = change(remote | {"gcp.worker_account": account})
+    for config in (aws(changed), gcp(changed)):
+        assert not any("mount" in command for command in config["setup_commands"])
+        for field in ("head_start_ray_commands", "worker_start_ray_commands"):
+            assert "RAYBENCH_CACHE=/tmp/raybench-cache " in config[field][-1]
+        prepared(config)
+    worker = gcp(changed)["available_node_types"]["worker"]["node_config"]
+    assert worker["serviceAccounts"][0]["email"] == account
+    # Images in the shared folder still need it.
+    mixed = aws(change({"job.out": "s3://bucket/results"}))
+    assert any("mount -t nfs" in command for command in mixed["setup_commands"])

@@ -106,6 +106,22 @@ def test_job_files_are_options_that_raybench_takes(values: Values) -> None:
         assert config.device == "cuda"
 
 
+def test_job_files_with_a_bucket_are_options_that_raybench_takes(
+    change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raybench.config import ScoreConfig, load_config
+    from raybench.core.mirrors import address_of
+
+    monkeypatch.setenv("RAYBENCH_CACHE", str(tmp_path / "cache"))
+    out = "s3://bucket/results/imagenet?endpoint_override=http://minio:9000"
+    path = tmp_path / "job.yaml"
+    path.write_text(render(change({"job.out": out}))["aws/job.yaml"])
+    config = load_config(ScoreConfig, path, {}, {"models": ("zoo:mlp2",)})
+    found = address_of(config.out)
+    assert found is not None
+    assert (found.short, found.endpoint) == ("s3://bucket/results/imagenet", "http://minio:9000")
+
+
 def test_cpu_only_workers_ask_for_no_gpu(change: Change) -> None:
     files = render(change({"workers.gpus": 0, "job.gpus_per_actor": 0}))
     assert "nvidia.com/gpu:" not in "".join(files[name] for name in KUBERNETES)
@@ -124,6 +140,9 @@ def test_cpu_only_workers_ask_for_no_gpu(change: Change) -> None:
         ("job.script", "../../bin/sh", "job.script: expected"),
         ("job.script", "jobs/absent.py", "there is no jobs/absent.py"),
         ("job.out", "/tmp/results", "job.out: expected"),
+        ("job.out", "s4://bucket/x", "job.out: expected"),
+        ("job.out", "s3://bucket/x; rm -rf /", "job.out: expected"),
+        ("kubernetes.store_secret", "a b", "kubernetes.store_secret: expected"),
         ("job.n", "100", "job.n"),
         ("job.gpus_per_actor", 2, "does not fit on a worker with 1 GPU"),
         ("job.cpus_per_actor", 9, "does not fit on a worker with 8 CPU"),

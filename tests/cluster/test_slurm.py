@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Change = Callable[[dict[str, Any]], Values]
 
+# The script looks again every second, which nothing here depends on.
+SLEEP = f"""
+[ "$1" != 1 ] || set -- 0.1
+exec {shutil.which("sleep")} "$@"
+"""
+
 SRUN = """
 echo "srun $*" >> "$LOG"
 while [[ "$1" == --* ]]; do shift; done
@@ -69,7 +75,7 @@ class Site:
         self.venv, self.root = folder / "venv", folder / "scratch"
         self.root.mkdir()
         (folder / "checkout").symlink_to(ROOT)
-        for name, body in (("srun", SRUN), ("scontrol", SCONTROL)):
+        for name, body in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", SLEEP)):
             command(folder / "bin" / name, body)
         for name, body in (("ray", RAY), ("python", PYTHON)):
             command(self.venv / "bin" / name, body)
@@ -259,8 +265,8 @@ def test_a_head_that_starts_at_the_second_try_will_do(site: Site) -> None:
 
 
 def test_a_head_that_dies_under_the_job_is_named(site: Site) -> None:
-    command(site.venv / "bin" / "ray", RAY.replace("while true", "sleep 2; exit 1; while true"))
-    command(site.venv / "bin" / "python", PYTHON.replace('exit "$FAKE', 'sleep 3; exit "$FAKE'))
+    command(site.venv / "bin" / "ray", RAY.replace("while true", "sleep 0.6; exit 1; while true"))
+    command(site.venv / "bin" / "python", PYTHON.replace('exit "$FAKE', 'sleep 1.2; exit "$FAKE'))
     code, output = site.run(FAKE_DRIVER="1", FAKE_NODES="n1")
     assert (code, "the head on n1 ended before the job did" in output) == (1, True), output
 
