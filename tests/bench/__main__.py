@@ -1,6 +1,7 @@
 """Run the benchmarks, all or those named: ``python tests/bench lime attacks sinks``.
 
-Prints a Markdown table, writes ``results/bench.json`` (name -> median, low, high of this run) and
+Each group runs in a process of its own. Prints a Markdown table and writes it to
+``results/bench.md``, writes ``results/bench.json`` (name -> median, low, high of this run) and
 appends one line to ``results/bench.jsonl`` with the date, the commit, the versions and the machine.
 """
 
@@ -8,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from pathlib import Path
 # Before torch and NumPy are imported: they read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from goals import goal_of
 from paired import Spread, spread
 
 from raybench.core.errors import near_miss
@@ -25,11 +28,24 @@ from raybench.job import library_versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"
-BENCHES = ("lime", "attacks", "sinks", "dispatch", "coverage")
+BENCHES = (
+    "lime",
+    "designs",
+    "precision",
+    "attacks",
+    "sinks",
+    "dispatch",
+    "scaling",
+    "memory",
+    "coverage",
+)
+ONE = "--one"  # measures one group in this process, and writes its figures to a file
 
 
 def main(names: list[str]) -> int:
     """Run the benchmarks `names` (all, where there are none) and return the exit code."""
+    if names[:1] == [ONE]:
+        return measure_here(names[1], Path(names[2]))
     for name in names:
         if name not in BENCHES:
             print(f"no benchmark is named {name!r}{near_miss(name, BENCHES)}", file=sys.stderr)
@@ -38,11 +54,35 @@ def main(names: list[str]) -> int:
     for name in names or BENCHES:
         begun = time.monotonic()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        found: Mapping[str, object] = import_module(f"bench_{name}").run()
-        measured |= {key: as_spread(value) for key, value in found.items()}
+        found = measure_apart(name)
+        if found is None:
+            return 1
+        measured |= found
         print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
     print(as_markdown(measured))
     record(measured)
+    return 0
+
+
+def measure_apart(name: str) -> dict[str, Spread] | None:
+    """Return the figures of a group from a process of its own; None, which it said, if it failed.
+
+    What one group leaves behind (Ray, a grown heap, threads) is then no part of another's figures.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        answer = Path(folder) / "figures.json"
+        done = subprocess.run([sys.executable, __file__, ONE, name, str(answer)], check=False)
+        if done.returncode:
+            print(f"the benchmark {name} failed", file=sys.stderr)
+            return None
+        figures: dict[str, Spread] = json.loads(answer.read_text(encoding="utf-8"))
+        return figures
+
+
+def measure_here(name: str, answer: Path) -> int:
+    found: Mapping[str, object] = import_module(f"bench_{name}").run()
+    figures = {key: as_spread(value) for key, value in found.items()}
+    answer.write_text(json.dumps(figures), encoding="utf-8")
     return 0
 
 
@@ -57,17 +97,20 @@ def as_spread(value: object) -> Spread:
 
 def as_markdown(measured: Mapping[str, Spread]) -> str:
     """Return the table, numbers to three significant digits."""
-    lines = ["| measure | median | low | high |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {key} | {value['median']:.3g} | {value['low']:.3g} | {value['high']:.3g} |"
-        for key, value in measured.items()
-    ]
+    lines = ["| measure | median | low | high | goal | met |", "|---|---:|---:|---:|---|---|"]
+    for key, value in measured.items():
+        numbers = " | ".join(f"{value[each]:.3g}" for each in ("median", "low", "high"))
+        goal = goal_of(key)
+        met = "" if goal is None else "yes" if goal.met(value["median"]) else "**no**"
+        lines.append(f"| {key} | {numbers} | {goal or ''} | {met} |")
     return "\n".join(lines)
 
 
 def record(measured: Mapping[str, Spread]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    machine = f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+    (RESULTS / "bench.md").write_text(f"{machine}\n\n{as_markdown(measured)}\n", encoding="utf-8")
     line = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),

@@ -1,21 +1,28 @@
-"""What LIME costs beyond the model's own forward passes, and beside the lime package.
+"""What LIME costs beyond the model's own forward passes, and beside the lime and captum packages.
 
-`run()` returns ratios of CPU time on one thread:
+`run()` returns ratios of CPU time on one thread. Images are scored as a worker does it: the network
+in the form `raybench.models.speed` gives it.
 
-- ``lime_over_forward_CASE``: scoring an image from pixels to its row, over the bare forward passes
-  of the same perturbed copies (already in memory, at the fastest of a few batch sizes);
+- ``lime_over_forward_CASE``: scoring images from pixels to rows, over the bare forward passes of
+  the same perturbed copies (already in memory, at the fastest of a few batch sizes) in that form;
 - ``forward_best_batch_CASE``: that batch size;
 - ``lime_over_own_forward_CASE``: the same scoring over the part of it spent inside the network,
   which leaves out the choice of batch size and is steady even on a busy machine;
+- ``exact_over_lime_CASE``: the plain way (``--exact``) over the fast one;
 - ``lime_package_batchB_over_ours_CASE``: `LimeImageExplainer` with batch size B over raybench, same
-  segments, k and model, one label explained by both.
+  segments, k and network, one label explained by both;
+- ``captum_batchB_over_ours_CASE``: captum's `Lime`, likewise, where it can be imported: it pins an
+  older NumPy and cannot stand in the lock (``PYTHONPATH`` may name a folder with it).
 """
 
+import importlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 
 import lime.lime_image
 import numpy as np
@@ -23,11 +30,12 @@ import torch
 from paired import Spread, cpu_seconds, paired_ratio, spread
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
 
 from raybench.core.plan import Plan
 from raybench.core.types import Access, Batch, ModelInfo
 from raybench.evaluations.lime import LimeEvaluation
+from raybench.models.speed import speed_up
 from raybench.models.torch_model import TorchModel
 from raybench.models.zoo_nets import build
 from raybench.runners.worker import WorkerFactory, choose_batch_size
@@ -37,7 +45,7 @@ BATCH_SIZES = (64, 128)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A network on a photograph of one size under one reading."""
+    """A network on pieces of a photograph of one size under one reading."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -46,6 +54,7 @@ class Case:
     cells: int | None = None
     samples: int = 1000
     repeats: int
+    images: int = 2
     batch_sizes: tuple[int, ...] = BATCH_SIZES
 
     @property
@@ -81,6 +90,17 @@ OVER_FORWARD = (
         cells=7,
         samples=64,
         repeats=3,
+        images=1,
+        batch_sizes=(13, 16),
+    ),
+    Case(
+        name="resnet50_224",
+        make=resnet50,
+        shape=LARGE,
+        cells=7,
+        samples=64,
+        repeats=3,
+        images=1,
         batch_sizes=(13, 16),
     ),
 )
@@ -88,14 +108,16 @@ OVER_FORWARD = (
 BESIDE_PACKAGE = (
     Case(name="free_32", make=OnePixel, shape=COLOUR, repeats=7),
     Case(name="cnn3_32", make=lambda: build("cnn3", COLOUR, 10), shape=COLOUR, repeats=3),
-    Case(name="free_224", make=OnePixel, shape=LARGE, samples=250, repeats=5),
+    Case(name="free_224", make=OnePixel, shape=LARGE, samples=250, repeats=5, images=1),
 )
 PACKAGE_BATCHES = (10, 250)  # lime's default, and one that suits a network
+CAPTUM_BATCHES = (1, 100)  # its default, and the best of 10 to 250 for the small networks
 
 
 def run() -> dict[str, object]:
     """Return the ratios named in the module's docstring, each with its range."""
     before = torch.get_num_threads()
+    captum = _captum()
     # A worker's process, as a run makes it: one thread, and whatever else it sets for speed.
     WorkerFactory(Plan(out="", measurements=(), shard_size=1))()
     try:
@@ -103,7 +125,7 @@ def run() -> dict[str, object]:
         for case in OVER_FORWARD:
             results |= over_forward(case)
         for case in BESIDE_PACKAGE:
-            results |= beside_package(case)
+            results |= beside_packages(case, captum)
         return results
     finally:
         torch.set_num_threads(before)
@@ -111,9 +133,10 @@ def run() -> dict[str, object]:
 
 def over_forward(case: Case) -> dict[str, Spread]:
     module, score = prepare(case)
+    _, plainly = prepare(case, exact=True)
     # The very images the model is asked about: max pooling is a tenth slower on noise.
     copies = asked_of(module, score)
-    assert len(copies) == case.samples
+    assert len(copies) == case.samples * case.images
 
     def forward(size: int) -> None:
         with torch.inference_mode():
@@ -124,16 +147,18 @@ def over_forward(case: Case) -> dict[str, Spread]:
     rounds = [
         [
             *timed_inside(module, score),
+            cpu_seconds(plainly),
             *(cpu_seconds(partial(forward, n)) for n in case.batch_sizes),
         ]
         for _ in range(case.repeats)
     ]
-    scored, inside, *forwards = zip(*rounds, strict=True)
+    scored, inside, exactly, *forwards = zip(*rounds, strict=True)
     best = min(range(len(forwards)), key=lambda index: statistics.median(forwards[index]))
     return {
         f"lime_over_forward_{case.name}": ratios(scored, forwards[best]),
         f"forward_best_batch_{case.name}": spread([float(case.batch_sizes[best])]),
         f"lime_over_own_forward_{case.name}": ratios(scored, inside),
+        f"exact_over_lime_{case.name}": ratios(exactly, scored),
     }
 
 
@@ -163,45 +188,76 @@ def asked_of(module: nn.Module, score: Callable[[], object]) -> Tensor:
     return torch.cat(seen)
 
 
-def beside_package(case: Case) -> dict[str, Spread]:
-    module, score = prepare(case)
-    image = photograph(case.shape)
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    segments = case.evaluation.segment(image, "photo", 0).numpy()
+def beside_packages(case: Case, captum: ModuleType | None) -> dict[str, Spread]:
+    _, score = prepare(case)
+    plain = given(case)  # as its user has it
+    images = photographs(case)
+    segments = [case.evaluation.segment(image, "photo", 0) for image in images]
 
-    def probabilities(copies: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            images = torch.from_numpy(copies).permute(0, 3, 1, 2).contiguous()
-            return module(images).softmax(1).numpy()
-
-    def package(batch: int) -> None:
+    def with_lime(batch: int) -> None:
         explainer = lime.lime_image.LimeImageExplainer(random_state=0)
-        explainer.explain_instance(
-            pixels,
-            probabilities,
-            top_labels=1,
-            num_samples=case.samples,
-            batch_size=batch,
-            segmentation_fn=lambda _: segments,
-        )
-
-    # Its progress bar is no part of the comparison.
-    bar, lime.lime_image.tqdm = lime.lime_image.tqdm, iter
-    try:
-        return {
-            f"lime_package_batch{batch}_over_ours_{case.name}": paired_ratio(
-                lambda batch=batch: package(batch), score, case.repeats
+        for image, cells in zip(images, segments, strict=True):
+            explainer.explain_instance(
+                image.permute(1, 2, 0).contiguous().numpy(),
+                partial(probabilities, plain),
+                top_labels=1,
+                num_samples=case.samples,
+                batch_size=batch,
+                segmentation_fn=lambda _, cells=cells: cells.numpy(),
             )
-            for batch in PACKAGE_BATCHES
-        }
-    finally:
-        lime.lime_image.tqdm = bar
+
+    def with_captum(batch: int) -> None:
+        assert captum is not None
+        explainer = captum.Lime(lambda copies: plain(copies).softmax(1))
+        with torch.inference_mode():
+            for image, cells in zip(images, segments, strict=True):
+                label = int(plain(image[None]).argmax())
+                explainer.attribute(
+                    image[None],
+                    target=label,
+                    feature_mask=cells[None],
+                    n_samples=case.samples,
+                    perturbations_per_eval=batch,
+                )
+
+    found = {
+        f"lime_package_batch{batch}_over_ours_{case.name}": paired_ratio(
+            partial(with_lime, batch), score, case.repeats
+        )
+        for batch in PACKAGE_BATCHES
+    }
+    for batch in CAPTUM_BATCHES if captum else ():
+        with_ours = paired_ratio(partial(with_captum, batch), score, case.repeats)
+        found[f"captum_batch{batch}_over_ours_{case.name}"] = with_ours
+    return found
 
 
-def prepare(case: Case) -> tuple[nn.Module, Callable[[], object]]:
-    """Return the network, and the action that scores the case's image from pixels to its row."""
+def probabilities(module: nn.Module, copies: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        images = torch.from_numpy(copies).permute(0, 3, 1, 2).contiguous()
+        found: np.ndarray = module(images).softmax(1).numpy()
+        return found
+
+
+def _captum() -> ModuleType | None:
+    # lime's progress bar is no part of the comparison.
+    lime.lime_image.tqdm = iter
+    try:
+        return importlib.import_module("captum.attr")
+    except ImportError:
+        print("captum cannot be imported, and is not compared ...", end=" ", file=sys.stderr)
+        return None
+
+
+def given(case: Case) -> nn.Module:
+    """Return the case's network as its user has it."""
     torch.manual_seed(0)
-    module = case.make().eval()
+    return case.make().eval()
+
+
+def prepare(case: Case, *, exact: bool = False) -> tuple[nn.Module, Callable[[], object]]:
+    """Return the network, and the action that scores the case's images from pixels to rows."""
+    module = given(case)
     with torch.inference_mode():
         classes = module(torch.zeros(1, *case.shape)).shape[1]
     info = ModelInfo(
@@ -213,10 +269,21 @@ def prepare(case: Case) -> tuple[nn.Module, Callable[[], object]]:
         fingerprint="0" * 64,
     )
     model = TorchModel(module, info)
-    evaluation = case.evaluation
-    batch = Batch(("photo",), ("china.jpg",), photograph(case.shape)[None])
+    if not exact:
+        speed_up(model)
+    evaluation = replace(case.evaluation, exact=exact)
+    images = photographs(case)
+    names = tuple(f"photo-{index}" for index in range(len(images)))
+    batch = Batch(names, names, images)
     batch_size = choose_batch_size(case.shape, "cpu")
     return module, lambda: evaluation(model, batch, seed=0, batch_size=batch_size)
+
+
+def photographs(case: Case) -> Tensor:
+    """Return the case's images: one photograph, and its mirror images."""
+    image = photograph(case.shape)
+    flips = [image, image.flip(2), image.flip(1), image.flip(1, 2)]
+    return torch.stack(flips[: case.images])
 
 
 def photograph(shape: tuple[int, int, int]) -> Tensor:

@@ -66,6 +66,7 @@ class Work:
     """A job of NUM_SHARDS shards, and the rows that stand for each of them."""
 
     job: Job
+    shards: tuple[Shard, ...]
     rows: pa.RecordBatch
 
     @property
@@ -124,14 +125,13 @@ def make_work(out: Path) -> Work:
     batch: Batch = dataset.read(shards[0].ids)
     rows = evaluation(TorchModel(TwoPixels(), model), batch, seed=0, batch_size=128)
     plan = Plan(out=str(out), measurements=(measurement,), shard_size=SHARD_SIZE)
-    return Work(
-        Job(plan=plan, dataset=dataset, shards=shards, baseline="m", twins=True, notes=()), rows
-    )
+    job = Job(plan=plan, dataset=dataset, baseline="m", twins=True, notes=())
+    return Work(job, shards, rows)
 
 
 def commit_and_read(work: Work) -> dict[str, object]:
     folder, metadata = work.folder, work.metadata
-    shards = work.job.shards[:NUM_PARTS]
+    shards = work.shards[:NUM_PARTS]
     parts = [(work.name_of(shard), work.rows_of(shard)) for shard in shards]
     content_size = commit_part(folder / "size", parts[0][0], parts[0][1], metadata).size
     content = np.random.default_rng(0).bytes(content_size)
@@ -166,7 +166,7 @@ def commit_and_read(work: Work) -> dict[str, object]:
 
 def resume(work: Work) -> dict[str, object]:
     """Time `open_manifests` over files of the right name and size that the manifest lists."""
-    folder, shards = work.folder, work.job.shards
+    folder, shards = work.folder, work.shards
     part = commit_part(folder / "one", work.name_of(shards[0]), work.rows, work.metadata)
     content = (folder / "one" / part.file).read_bytes()
     receipts = []
