@@ -242,6 +242,8 @@ class Values(_Part):
             "cpus_per_actor": self.job.cpus_per_actor,
             "gpus_per_actor": self.job.gpus_per_actor,
             "device": "cuda" if self.job.gpus_per_actor else "cpu",
+            # As long as Ray drains a node, which ends five seconds before the machine.
+            "grace_s": self.workers.grace_s - 5,
         }
 
 

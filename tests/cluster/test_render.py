@@ -51,7 +51,7 @@ def test_rendering_is_deterministic(values: Values) -> None:
         ("image.tag", "7.8.9", "raybench:0.1.0", ":7.8.9", (*KUBERNETES, "Containerfile")),
         ("image.uid", 4711, None, "4711", (*KUBERNETES, "Containerfile")),
         ("name", "other", None, "other", (*KUBERNETES, *LAUNCHERS, SLURM)),
-        ("workers.grace_s", 77, None, "72", (*KUBERNETES, *LAUNCHERS)),
+        ("workers.grace_s", 77, None, "72", (*KUBERNETES, *LAUNCHERS, *JOBS)),
     ],
 )
 def test_a_changed_value_changes_every_file_that_has_it(
