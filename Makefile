@@ -53,7 +53,7 @@ lock:            ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --generate-hashes --no-header --universal --no-annotate \
 	  --no-emit-index-url --extra dev pyproject.toml -o requirements.lock
 
-bench: setup     ## measure overheads, engine and interval coverage; writes results/bench.json
+bench: setup     ## measure overheads, designs, engine, memory; writes results/bench.json and .md
 	$(BIN)/python tests/bench
 
 ui: setup        ## open the MLflow UI on the demo's runs

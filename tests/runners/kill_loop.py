@@ -19,7 +19,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 SMALL = {"object_store_memory": 80 << 20}
-QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 10}
 KINDS = ("actor", "actor", "raylet", "driver")  # nodes and drivers take seconds to come back
 LONGEST_S = 240.0
 
@@ -32,16 +32,25 @@ def main(out: Path, seed: int, kills: int, command: list[str]) -> int:
     done: Counter[str] = Counter()
     begun, drivers, run = time.monotonic(), 0, None
     codes: list[int] = []
+    lost = 0
     try:
         nodes = [cluster.add_node(num_cpus=1, **SMALL) for _ in range(2)]
         environment = os.environ | {"RAY_ADDRESS": cluster.address}
         while True:
+            # On a busy machine Ray gives up nodes that are only slow to answer.
+            ended = [node for node in nodes if raylet(node).poll() is not None]
+            for node in ended:
+                nodes.remove(node)
+                nodes.append(cluster.add_node(num_cpus=1, **SMALL))
+            lost += len(ended)
             if run is None:
                 drivers += 1
                 run = subprocess.Popen(command, env=environment)
             if sum(done.values()) < kills and wait(draw, out, run):
                 kind = strike(draw, cluster, nodes, run)
                 done[kind] += kind != "none"
+                told = f"{time.monotonic() - begun:.0f} s: {kind}, {parts(out)} parts"
+                print(told, file=sys.stderr, flush=True)
             elif sum(done.values()) >= kills:
                 run.wait(timeout=LONGEST_S)
             if run.poll() is not None:
@@ -54,7 +63,8 @@ def main(out: Path, seed: int, kills: int, command: list[str]) -> int:
             run.kill()
         cluster.shutdown()
     seconds = round(time.monotonic() - begun)
-    print(json.dumps({"kills": dict(done), "drivers": drivers, "codes": codes, "seconds": seconds}))
+    told = {"kills": dict(done), "lost": lost, "drivers": drivers, "codes": codes}
+    print(json.dumps(told | {"seconds": seconds}))
     return codes[-1]
 
 
