@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms import (  # type: ignore[import-untyped]
+from torchvision.transforms import (
     InterpolationMode,
     functional,
 )
